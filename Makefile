@@ -1,0 +1,54 @@
+# `make help` is the manual. Every target sets itself up from a bare Python 3.11.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TESTS  ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint docs bench lock soak clean
+
+help: ## this manual
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Flightlog needs Python 3.11 or newer; name one with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) || { echo "Python lacks venv (Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+setup: $(STAMP) ## a virtual environment in .venv with everything locked
+
+demo: $(STAMP) ## train a real app through the engine and tell its story
+	$(BIN)/flightlog demo
+
+test: $(STAMP) ## the whole suite: real servers, real processes, real kills
+	$(BIN)/python -P -m pytest -n 4 --dist worksteal $(TESTS)
+
+test-fast: $(STAMP) ## only what needs no processes
+	$(BIN)/python -P -m pytest -n 2 tests/unit
+
+lint: $(STAMP) ## ruff, mypy --strict, import contracts, generated docs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -P -m engine.catalogue --check docs
+
+docs: $(STAMP) ## write the generated pages again (lifecycle, events, errors)
+	$(BIN)/python -P -m engine.catalogue docs
+
+bench: $(STAMP) ## measure; writes benchmarks/results/
+	$(BIN)/python -P -m benchmarks
+
+soak: $(STAMP) ## the seeded kills at full length (SEEDS=200)
+	FLIGHTLOG_SOAK_SEEDS=$(or $(SEEDS),200) $(BIN)/python -P -m pytest -n 2 tests/faults/test_soak.py
+
+lock: $(STAMP) ## resolve requirements.lock anew (hashes, no hosts)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --extra dev --extra examples -q -o requirements.lock pyproject.toml
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

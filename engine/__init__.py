@@ -1,0 +1,1 @@
+"""DECIDE: what may happen, by whom, and why; and what people look at."""

@@ -1,0 +1,82 @@
+"""Who acts: from the kernel where it can be had, never from what a caller says of itself."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from events.envelope import Actor
+
+
+class _Acting(NamedTuple):
+    actor: Actor
+    reason: str | None
+    call_id: str | None
+
+
+_ACTING: ContextVar[_Acting | None] = ContextVar("flightlog_acting", default=None)
+
+
+@lru_cache(maxsize=8)
+def os_actor(via: Literal["python", "cli", "api", "cell"] = "python") -> Actor:
+    """The person that the kernel says this process runs as; names from the environment are only claimed."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"uid-{uid}"
+    claimed = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME")
+    return Actor(
+        id=name,
+        kind="person",
+        auth="os-uid",
+        via=via,
+        claimed=claimed[:200] if claimed and claimed != name else None,
+    )
+
+
+def system_actor(role: str) -> Actor:
+    """A part of Flightlog itself."""
+    return Actor(id=f"flightlog:{role}", kind="system")
+
+
+@contextmanager
+def acting_as(
+    actor: Actor | str, *, reason: str | None = None, call_id: str | None = None
+) -> Iterator[Actor]:
+    """Within the block, calls are of this actor, for this reason.
+
+    Args:
+        actor: who. A bare name is only claimed: the kernel's name stays beside it.
+        reason: why; it is recorded with the intent.
+        call_id: makes the one call in the block idempotent: the same again gets the first answer.
+    """
+    who = actor if isinstance(actor, Actor) else os_actor().model_copy(update={"claimed": actor[:200]})
+    was = _ACTING.set(_Acting(who, reason, call_id))
+    try:
+        yield who
+    finally:
+        _ACTING.reset(was)
+
+
+def current_actor() -> Actor:
+    """Who acts now: as said by ``acting_as``, else the process's own user."""
+    acting = _ACTING.get()
+    return acting.actor if acting else os_actor()
+
+
+def current_reason() -> str | None:
+    """Why, as said by ``acting_as(..., reason=...)``."""
+    acting = _ACTING.get()
+    return acting.reason if acting else None
+
+
+def current_call_id() -> str | None:
+    """The call id that ``acting_as`` gave, if one."""
+    acting = _ACTING.get()
+    return acting.call_id if acting else None

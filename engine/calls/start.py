@@ -1,0 +1,133 @@
+"""start_app: launch the app that is in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.actors import current_reason
+from engine.core import Core
+from engine.decide import Start
+from engine.errors import ArgumentTypeInvalid, CallTimeout, LaunchFailedError, NoWorker, from_code
+from engine.fold import JobState, work_id
+from engine.ids import check_job_id
+from engine.lifecycle import State
+from engine.meta import check_meta
+from engine.refusals import clock
+from events.bodies.app import LaunchExpired
+from events.envelope import Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allotment:
+    """What was allocated to a start, and who gets it back."""
+
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    token: str | None = None
+    manager: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def token_digest(self) -> str | None:
+        """The token is a secret; its digest is not."""
+        return hashlib.sha256(self.token.encode()).hexdigest()[:32] if self.token else None
+
+
+def start(
+    core: Core,
+    call: Call,
+    job_id: str,
+    job_meta: Mapping[str, Any] | None,
+    allotment: Allotment,
+    *,
+    timeout: float | None = None,
+) -> JobState:
+    """Start an app (reference 2.2) and wait until its process is there.
+
+    Args:
+        core: the engine's.
+        call: made by ``core.call("start_app", ...)``.
+        job_id: which job.
+        job_meta: must agree with the deployed metadata; None: not said.
+        allotment: the resources it gets.
+        timeout: seconds to wait; 0: not at all.
+
+    Returns:
+        The job's state with the process, or after it if it was quick.
+
+    Raises:
+        ArgumentInvalid, JobIdInvalid: bad input.
+        JobUnknown, NotDeployed, AlreadyStarted, StillRegistered, MetaDiffers, ...: refused.
+        NoWorker: nobody took it in time; it was withdrawn and never launches.
+        CallTimeout: the outcome is not known yet.
+        LaunchFailedError or the worker's error: it could not be launched.
+    """
+    method = "start_app"
+    meta = core.guarded(call, method, job_id, lambda: _checked(job_id, job_meta))
+    settings = core.site.settings
+    command = Start(
+        meta=meta,
+        resources=allotment.resources,
+        resource_token_digest=allotment.token_digest,
+        manager=allotment.manager,
+        environment=allotment.environment,
+        reason=current_reason(),
+        deadline=settings.claim_deadline,
+        attempts=settings.attempts,
+    )
+    recorded = core.command(call, job_id, command)
+    if recorded is None:
+        return core.site.jobs.load(job_id).state
+    attempt = recorded.state.attempt
+    core.ring("launch", work_id("launch", job_id, recorded.state))
+    wait = settings.start_timeout if timeout is None else timeout
+    if wait <= 0:
+        return recorded.state
+
+    def there(state: JobState) -> bool:
+        return state.attempt != attempt or state.spawned or not state.live
+
+    version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
+    state = core.view.wait(job_id, version, there, wait)
+    if state is None:
+        _give_up(core, call, job_id, attempt, wait, recorded.state)
+        state = core.site.jobs.load(job_id).state
+    if state.attempt == attempt and not state.spawned and not state.live:
+        code, _, text = state.get("error", "").partition(": ")
+        error = from_code(code, text or code) if code.isupper() and code != "ATTEMPTS" else None
+        raise error or LaunchFailedError(
+            f"{job_id} was not launched: {state.get('error')}", f"flightlog why {job_id}"
+        )
+    return state
+
+
+def _give_up(core: Core, call: Call, job_id: str, attempt: int, wait: float, state: JobState) -> None:
+    """The caller stops waiting: what nobody has claimed is withdrawn, so that it can never fire late."""
+
+    def expire(now: JobState) -> list[LaunchExpired]:
+        waits = now.attempt == attempt and now.state is State.STARTING and not now.spawned
+        return [LaunchExpired(attempt=attempt, why="withdrawn")] if waits else []
+
+    if core.withdraw(call, job_id, expire, {"launch": ("unclaimed", "")}):
+        raise NoWorker(
+            f"no worker took the start of {job_id} within {wait:g} s, so it was withdrawn",
+            "flightlog up, or flightlog worker",
+        )
+    now = core.site.jobs.load(job_id).state
+    if now.attempt == attempt and now.live and not now.spawned:
+        raise CallTimeout(
+            f"the start of {job_id} is pending until {clock(state['deadline'])}", f"flightlog wait {job_id}"
+        )
+
+
+def _checked(job_id: str, job_meta: Any) -> dict[str, Any] | None:
+    check_job_id(job_id)
+    if job_meta is None:
+        return None
+    if not isinstance(job_meta, Mapping):
+        raise ArgumentTypeInvalid(
+            f"job_meta is {type(job_meta).__name__}, not a dict", "give the job's metadata", field="job_meta"
+        )
+    return check_meta(dict(job_meta), job_id)

@@ -1,0 +1,311 @@
+"""The error catalogue: one class, one code, one HTTP status, one help page.
+
+``docs/errors.md`` is generated from these docstrings. Where the reference engine raises a
+built-in type, the class derives from it too, so that a caller written for the reference
+catches the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from events.errors import FlightlogError
+
+
+class JobIdInvalid(FlightlogError, ValueError):
+    """The job id is not one.
+
+    A job id has 1 to 128 letters, digits, ``-`` and ``_``, begins with a letter or digit,
+    and is not a name that the workspace uses itself (``startup``, ``local``, ...).
+    """
+
+    code, http, retry = "JOB_ID_INVALID", 422, "no"
+
+
+class ArgumentInvalid(FlightlogError, ValueError):
+    """An argument has the wrong type or a value that makes no sense.
+
+    The message names the argument and what is expected.
+    """
+
+    code, http, retry = "ARGUMENT_INVALID", 422, "no"
+
+
+class ArgumentTypeInvalid(ArgumentInvalid, TypeError):
+    """An argument has the wrong type.
+
+    The message names the argument and the type that is expected.
+    """
+
+
+class BadArchive(FlightlogError):
+    """The app is not a zip that can be unpacked safely.
+
+    Build it with ``flightlog deploy JOB FOLDER``, which zips a folder for you. Absolute
+    paths, ``..``, backslashes, links, devices, names that collide and bombs are refused.
+    """
+
+    code, http, retry = "BAD_ARCHIVE", 422, "no"
+
+
+class BadConfig(FlightlogError):
+    """``config/config_fed_client.json`` is missing, is not JSON, or names nothing to run.
+
+    Give it a ``command``: a list of strings, for instance ``["python", "train.py"]``.
+    """
+
+    code, http, retry = "BAD_CONFIG", 422, "no"
+
+
+class CommandNotFound(FlightlogError):
+    """The program that the app's ``command`` names does not exist here.
+
+    Install it on this host, ship it in the app, or correct the first word of ``command``.
+    """
+
+    code, http, retry = "COMMAND_NOT_FOUND", 422, "no"
+
+
+class JobUnknown(FlightlogError):
+    """No job of that id is on this site's record.
+
+    ``flightlog list`` shows the jobs that are.
+    """
+
+    code, http, retry = "JOB_UNKNOWN", 404, "no"
+
+
+class JobLive(FlightlogError):
+    """The job has a live app, and this call needs a job without one.
+
+    Abort it first (``flightlog abort JOB --wait``) or wait for its end.
+    """
+
+    code, http, retry = "JOB_LIVE", 409, "later"
+
+
+class JobBusy(FlightlogError):
+    """The job is being deployed or deleted right now.
+
+    Wait for the end of that: ``flightlog wait JOB``.
+    """
+
+    code, http, retry = "JOB_BUSY", 409, "later"
+
+
+class DeployInProgress(FlightlogError):
+    """A deploy of this job is under way.
+
+    Wait for its outcome: ``flightlog wait JOB``.
+    """
+
+    code, http, retry = "DEPLOY_IN_PROGRESS", 409, "later"
+
+
+class NotDeployed(FlightlogError):
+    """The job has no app to start.
+
+    Deploy one first: ``flightlog deploy JOB APP``.
+    """
+
+    code, http, retry = "NOT_DEPLOYED", 409, "no"
+
+
+class NotStarted(FlightlogError):
+    """The job has not been started, so there is nothing to abort.
+
+    ``flightlog show JOB`` tells where it stands.
+    """
+
+    code, http, retry = "NOT_STARTED", 409, "no"
+
+
+class NotLive(FlightlogError):
+    """The job has no live app.
+
+    Only a live app can report a status. ``flightlog show JOB`` tells how it ended.
+    """
+
+    code, http, retry = "NOT_LIVE", 409, "no"
+
+
+class AlreadyStarted(FlightlogError):
+    """The app is running already.
+
+    Nothing is to be done; to run it anew, wait for its end or abort it.
+    """
+
+    code, http, retry = "ALREADY_STARTED", 409, "no"
+
+
+class AlreadyStopped(FlightlogError):
+    """The app has ended already.
+
+    Nothing is to be done. ``flightlog show JOB`` tells how it ended.
+    """
+
+    code, http, retry = "ALREADY_STOPPED", 409, "no"
+
+
+class StillRegistered(FlightlogError, RuntimeError):
+    """An earlier start of this job has not ended yet.
+
+    Wait for its end (``flightlog wait JOB``), then start again.
+    """
+
+    code, http, retry = "STILL_REGISTERED", 409, "no"
+
+
+class Backwards(FlightlogError):
+    """A status report would take the job back to where it was before.
+
+    Nothing is to be done: a stopped app does not become a started one.
+    """
+
+    code, http, retry = "BACKWARDS", 409, "no"
+
+
+class MetaDiffers(FlightlogError, RuntimeError):
+    """The metadata at the start is not what was deployed.
+
+    Deploy the job again with the new metadata, or start it with the deployed one.
+    """
+
+    code, http, retry = "META_DIFFERS", 409, "no"
+
+
+class ResourcesLacking(FlightlogError, RuntimeError):
+    """The site does not have the resources that the job asks for, at this moment.
+
+    Wait for other jobs to end (``flightlog status`` shows who holds what) or ask for less.
+    """
+
+    code, http, retry = "RESOURCES_LACKING", 409, "no"
+
+
+class ScopeDenied(FlightlogError):
+    """The site does not allow the job's privacy scope.
+
+    The site's ``local/privacy.json`` names the scopes that are allowed.
+    """
+
+    code, http, retry = "SCOPE_DENIED", 403, "no"
+
+
+class ByocDenied(FlightlogError):
+    """The app brings code of its own, and its submitter has no right to.
+
+    The site's ``local/authorization.json`` grants the right ``byoc``.
+    """
+
+    code, http, retry = "BYOC_DENIED", 403, "no"
+
+
+class SignatureBad(FlightlogError):
+    """The app's signature is missing or does not verify against the site's root CA.
+
+    Have it signed by a submitter whose certificate the root CA in ``startup/`` issued.
+    """
+
+    code, http, retry = "SIGNATURE_BAD", 403, "no"
+
+
+class EngineDown(FlightlogError):
+    """The engine is closed, or its site is not up.
+
+    Start the site: ``flightlog up``.
+    """
+
+    code, http, retry = "ENGINE_DOWN", 503, "yes"
+
+
+class NoWorker(FlightlogError, RuntimeError):
+    """No worker took the work in time, so it was withdrawn.
+
+    Nothing was done. Start the site's pool (``flightlog up`` or ``flightlog worker``).
+    """
+
+    code, http, retry = "NO_WORKER", 503, "yes"
+
+
+class DiskFull(FlightlogError):
+    """The workspace's disk has no room.
+
+    Free some space, then call again; what stood there before is untouched.
+    """
+
+    code, http, retry = "DISK_FULL", 507, "yes"
+
+
+class DeployFailedError(FlightlogError):
+    """The deploy was recorded but did not succeed.
+
+    The message gives the worker's reason. An app that was there before is untouched.
+    """
+
+    code, http, retry = "DEPLOY_FAILED", 500, "see record"
+
+
+class DeleteFailedError(FlightlogError):
+    """The run folder could not be removed, several times.
+
+    The message gives the reason, for instance a mount or a busy file. Mend that, then
+    ``flightlog delete JOB`` again.
+    """
+
+    code, http, retry = "DELETE_FAILED", 500, "see record"
+
+
+class LaunchFailedError(FlightlogError, RuntimeError):
+    """The app could not be launched.
+
+    The message gives the worker's reason; ``flightlog why JOB`` tells the story.
+    """
+
+    code, http, retry = "LAUNCH_FAILED", 500, "see record"
+
+
+class CallTimeout(FlightlogError, RuntimeError):
+    """The outcome is not known yet.
+
+    The intent stays on the record until the time that is named. ``flightlog wait JOB``
+    waits on; the record has the outcome in the end.
+    """
+
+    code, http, retry = "CALL_TIMEOUT", 504, "see record"
+
+
+class SiteUnknown(FlightlogError):
+    """There is no site in that folder.
+
+    Name the workspace (``--workspace`` or ``FLIGHTLOG_WORKSPACE``), or make one:
+    ``flightlog up --site NAME --workspace DIR``.
+    """
+
+    code, http, retry = "SITE_UNKNOWN", 404, "no"
+
+
+class NotAuthorised(FlightlogError):
+    """The caller may not do this.
+
+    Ask the site's operator for the right.
+    """
+
+    code, http, retry = "NOT_AUTHORISED", 403, "no"
+
+
+def all_errors(root: type[FlightlogError] = FlightlogError) -> Iterator[type[FlightlogError]]:
+    """Every error class below ``root`` that has a code of its own, in order of definition."""
+    for cls in root.__subclasses__():
+        if "code" in vars(cls):
+            yield cls
+        yield from all_errors(cls)
+
+
+#: code -> class
+CATALOGUE: dict[str, type[FlightlogError]] = {cls.code: cls for cls in all_errors()}
+
+
+def from_code(code: str, what: str, fix: str = "", **context: object) -> FlightlogError:
+    """The catalogue's error for ``code``; an unknown code gives the base class."""
+    return CATALOGUE.get(code, FlightlogError)(what, fix, **context)

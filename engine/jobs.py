@@ -1,0 +1,238 @@
+"""Jobs on the record: load one, transact on it, note something about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from engine.fold import JobState, fact_of
+from engine.projection import Conditions, facts_to_be, note_ops, project
+from engine.rebuild import JobProjector, rebuild_site
+from events.append import Appended, Log, NewEvent, Ops, position_of
+from events.bodies.base import Body
+from events.envelope import Actor, Call
+from events.errors import RevisionConflict
+from events.store import Store, translated
+from events.subjects import SITE, job_subject
+
+__all__ = ["JobProjector", "Jobs", "Loaded", "Recorded", "fact_of", "position_of"]
+
+#: Times that a decision is made anew when the job changes between looking and recording.
+REDECIDE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A job as the record has it now."""
+
+    state: JobState
+    version: int
+    revision: int
+    last: str
+
+    @property
+    def known(self) -> bool:
+        """The record has events of this job."""
+        return self.version > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was recorded, and the state after it."""
+
+    appended: Appended
+    bodies: tuple[Body, ...]
+    before: JobState
+    state: JobState
+    revision: int
+
+    @property
+    def position(self) -> str:
+        """Position of the first event."""
+        return self.appended.positions[0]
+
+
+class Jobs:
+    """A site's jobs, seen and changed through its log.
+
+    Args:
+        store: the site's record.
+        actor: who acts where a call does not say.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.log = Log(store, self._rebuild)
+
+    def _rebuild(self, why: str) -> None:
+        from events.bodies.site import ProjectionRebuilt
+
+        count = rebuild_site(self.store)
+        if count is not None:
+            jobs = cast("int", self.store.command("ZCARD", self.store.keys.by_time))
+            actor = Actor(id="flightlog", kind="system")
+            call = Call(call_id=f"rebuild-{self.store.now_ms()}", actor=actor, step="rebuilt")
+            Log(self.store).append(
+                call, [NewEvent(SITE, ProjectionRebuilt(why=why, events=count, jobs=jobs))]
+            )
+
+    def rebuild(self, why: str) -> None:
+        """Write everything that derives from the log anew, and record that."""
+        self._rebuild(why)
+
+    def load(self, job_id: str) -> Loaded:
+        """A job's state now; one that the record does not know is new, at version 0."""
+        keys = self.store.keys
+        for _ in range(3):
+            with translated():
+                pipe = self.store.client.pipeline(transaction=False)
+                pipe.hget(keys.heads, job_subject(job_id))
+                pipe.hgetall(keys.job(job_id))
+                pipe.hexists(keys.heads, "@seq")
+                head, fields, any_heads = pipe.execute()
+            if head and fields:
+                version, revision, last = str(head).split(" ")
+                return Loaded(JobState(fields), int(version), int(revision), last)
+            if not head and not fields and (any_heads or not self._has_log()):
+                return Loaded(JobState(), 0, 0, "")
+            self._rebuild(f"projection of {job_id} missing")
+        raise RevisionConflict(f"the record of {job_id} does not settle")
+
+    def _has_log(self) -> bool:
+        return bool(self.store.command("EXISTS", self.store.keys.log))
+
+    def transact(
+        self,
+        call: Call,
+        job_id: str,
+        decide: Callable[[JobState], Sequence[Body]],
+        *,
+        conditions: Conditions | None = None,
+    ) -> Recorded | None:
+        """Load, decide, record; decided anew when the job has changed meanwhile.
+
+        Args:
+            call: which call and step.
+            job_id: of which job.
+            decide: from the state to the events; none: nothing is to be recorded.
+            conditions: by kind of work, under which condition it may be closed.
+
+        Returns:
+            What was recorded; None where ``decide`` had nothing to record.
+
+        Raises:
+            RevisionConflict: it changed five times in a row.
+            events.append.WorkRefused: a condition does not hold.
+            engine.fold.Illegal: an event cannot come in this state.
+        """
+        subject = job_subject(job_id)
+        for left in range(REDECIDE, 0, -1):
+            loaded = self.load(job_id)
+            bodies = tuple(decide(loaded.state))
+            if not bodies:
+                return None
+            facts = facts_to_be(call, bodies)
+            after, ops = project(job_id, loaded.state, facts, conditions)
+            try:
+                appended = self.log.append(
+                    call,
+                    [NewEvent(subject, body) for body in bodies],
+                    ops,
+                    expected=(subject, loaded.revision),
+                )
+            except RevisionConflict:
+                if left == 1:
+                    raise
+                continue
+            revision = appended.heads.get(subject, (0, 0))[1]
+            return Recorded(appended, bodies, loaded.state, after, revision)
+        raise AssertionError("unreachable")
+
+    def note(
+        self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None
+    ) -> Appended:
+        """Record notes about a job, or about the site; they never transition."""
+        subject = job_subject(job_id) if job_id else SITE
+        if job_id:
+            ops = note_ops(job_id, bodies, ops)
+        return self.log.append(call, [NewEvent(subject, body) for body in bodies], ops)
+
+    # -- queries ---------------------------------------------------------------------------
+
+    def ids(self, *, state: str | None = None, limit: int = 100, offset: int = 0) -> list[str]:
+        """Job ids, the last changed first; of one state, or all."""
+        key = self.store.keys.state(state) if state else self.store.keys.by_time
+        return cast("list[str]", self.store.command("ZREVRANGE", key, offset, offset + limit - 1))
+
+    def load_many(self, ids: Sequence[str]) -> list[tuple[str, Loaded]]:
+        """States of several jobs in one round trip; ids that the record does not know are left out."""
+        keys = self.store.keys
+        with translated():
+            pipe = self.store.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hget(keys.heads, job_subject(job_id))
+                pipe.hgetall(keys.job(job_id))
+            answers = pipe.execute()
+        found = []
+        for job_id, head, fields in zip(ids, answers[::2], answers[1::2], strict=True):
+            if head and fields:
+                version, revision, last = str(head).split(" ")
+                found.append((job_id, Loaded(JobState(fields), int(version), int(revision), last)))
+        return found
+
+    def open_work(self) -> list[tuple[str, dict[str, str]]]:
+        """All open work with its fields and its ``deadline`` in ms (``inf``: none)."""
+        keys = self.store.keys
+        with translated():
+            listed = cast(
+                "list[tuple[str, float]]", self.store.client.zrange(keys.open, 0, -1, withscores=True)
+            )
+            pipe = self.store.client.pipeline(transaction=False)
+            for name, _ in listed:
+                pipe.hgetall(keys.work(name))
+            answers: list[dict[str, str]] = pipe.execute()
+        return [
+            (name, {**fields, "deadline": f"{score:.0f}"})
+            for (name, score), fields in zip(listed, answers, strict=True)
+            if fields
+        ]
+
+    def work(self, work_id: str) -> dict[str, str]:
+        """Fields of one piece of work; empty where it is not open."""
+        return cast("dict[str, str]", self.store.command("HGETALL", self.store.keys.work(work_id)))
+
+    def consistent(self) -> str | None:
+        """What of the derived keys does not match the heads, by their counts; None: all does."""
+        keys = self.store.keys
+        with translated():
+            pipe = self.store.client.pipeline()
+            pipe.hlen(keys.heads)
+            pipe.hmget(keys.heads, ["@seq", "@open", SITE])
+            pipe.zcard(keys.by_time)
+            pipe.zcard(keys.open)
+            pipe.exists(keys.log)
+            for state in _states():
+                pipe.zcard(keys.state(state))
+            fields, (seq, open_count, site), by_time, opened, log, *states = pipe.execute()
+        if seq is None:
+            return "heads missing" if log else None
+        jobs = fields - 5 - (1 if site else 0)
+        if by_time != jobs or sum(states) != jobs:
+            return "job sets differ from heads"
+        if int(open_count) != opened:
+            return "open work differs from its count"
+        return None
+
+    def each(self) -> Iterator[str]:
+        """Every job id on the record."""
+        offset = 0
+        while page := self.ids(limit=1000, offset=offset):
+            yield from page
+            offset += len(page)
+
+
+def _states() -> list[Any]:
+    from engine.lifecycle import State
+
+    return [state.value for state in State]

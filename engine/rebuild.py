@@ -1,0 +1,132 @@
+"""The projections, folded anew from the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from engine.fold import TABLE, Fact, JobState, changes, fact_of, work_id
+from engine.lifecycle import WORK
+from engine.projection import FOREVER, opened
+from events.append import REMEMBERED
+from events.envelope import Event
+from events.rebuild import rebuild
+from events.store import Store
+from events.subjects import job_of
+
+_OPENS = frozenset(event for event, effects in WORK.items() if "+" in effects)
+
+
+class Works:
+    """Open work as the log tells it: id -> fields of the work's hash, with its ``deadline``."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, dict[str, str]] = {}
+
+    def apply(self, job_id: str, after: JobState, fact: Fact, call: str = "") -> None:
+        """Take in a job's event; ``after`` is the job's state with it."""
+        if fact.type == "WorkClaimed":
+            self._claimed(fact)
+            return
+        for effect in WORK.get(fact.type, "").split():
+            kind = effect[1:]
+            name = work_id(kind, job_id, after)
+            if fact.type == "JobSettled":
+                name = f"{kind}_{job_id}_{fact.body['attempt']}"
+            if effect[0] == "-":
+                self.open.pop(name, None)
+                continue
+            deadline, fields = opened(kind, job_id, after, fact)
+            known = self.open.get(name)
+            if known is None:
+                self.open[name] = {**fields, "call": call, "deadline": deadline}
+            else:
+                known.update(fields)
+
+    def _claimed(self, fact: Fact) -> None:
+        work = self.open.get(fact.body["work"])
+        if work is None:
+            return
+        if work.get("token") != fact.body["token"]:
+            work["attempts"] = str(int(work.get("attempts", "0")) + 1)
+        work |= {
+            "token": fact.body["token"],
+            "claimed_by": fact.body["worker"],
+            "until": str(fact.body["until"]),
+        }
+
+
+class JobProjector:
+    """Folds a site's log into all that ``events.rebuild`` is to write.
+
+    Args:
+        store: for key names and the time, which says which calls are still remembered.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.keys = store.keys
+        self.states: dict[str, JobState] = {}
+        self.works = Works()
+        self.calls: dict[str, tuple[str, list[str], dict[str, list[int]]]] = {}
+        self.remember_from = store.now_ms() - REMEMBERED * 1000
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event."""
+        recent = int(event.ms) >= self.remember_from
+        job = job_of(event.subject)
+        if job is None and not recent:
+            return
+        rest = event.rest()
+        name = f"call:{rest['call']}:{rest['step']}"
+        if job is not None:
+            fact = Fact(
+                event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"]
+            )
+            state = self.states.setdefault(job, JobState())
+            state.update(changes(state, fact))
+            self.works.apply(job, state, fact, name)
+        if recent or event.type in _OPENS:
+            call = self.calls.setdefault(name, (rest["arguments"] or "-", [], {}))
+            call[1].append(event.position)
+            head = call[2].setdefault(event.subject, [event.version, 0])
+            head[0] = event.version
+
+    def open_work(self) -> int:
+        """How many pieces of work are open."""
+        return len(self.works.open)
+
+    def writes(self) -> Iterable[tuple[Any, ...]]:
+        """The commands that write hashes, sets, open work and remembered calls."""
+        prefix = self.keys.prefix
+        for job, state in self.states.items():
+            if not state:
+                continue
+            yield ("HSET", self.keys.job(job), *_flat(state))
+            if "state" in state:
+                yield ("ZADD", self.keys.state(state["state"]), state["since"], job)
+                yield ("ZADD", self.keys.by_time, state["since"], job)
+        held = {work["call"] for work in self.works.open.values()}
+        for name, work in self.works.open.items():
+            fields = {key: value for key, value in work.items() if key != "deadline"}
+            yield ("HSET", self.keys.work(name), *_flat(fields))
+            yield ("ZADD", self.keys.open, work["deadline"], name)
+        for name, (digest, positions, heads) in self.calls.items():
+            ms, _, seq = positions[0].partition("-")
+            told = " ".join(f"{subject} {version} 0" for subject, (version, _) in heads.items())
+            value = f"{digest} {ms} {seq} {told}"
+            if name in held:
+                yield ("SET", prefix + name, value)
+            elif int(ms) >= self.remember_from:
+                yield ("SET", prefix + name, value, "EX", REMEMBERED)
+
+
+def _flat(fields: dict[str, str]) -> list[str]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def rebuild_site(store: Store) -> int | None:
+    """Write heads, indexes, projections, open work and remembered calls anew from the log."""
+    return rebuild(store, lambda: JobProjector(store))
+
+
+__all__ = ["FOREVER", "TABLE", "JobProjector", "Works", "fact_of", "rebuild_site"]

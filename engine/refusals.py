@@ -1,0 +1,62 @@
+"""From a decision's code to an error that says what stands in the way, who put it there, and what to do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from engine.decide import Refused
+from engine.errors import from_code
+from engine.fold import JobState
+from events.errors import FlightlogError
+
+# code -> (what follows after "JOB is STATE since T (asked by A)", what to try)
+_TEXT: dict[str, tuple[str, str]] = {
+    "JOB_UNKNOWN": ("", "flightlog list shows the jobs of this site"),
+    "JOB_LIVE": ("This needs a job without a live app.", "flightlog abort {job} --wait"),
+    "JOB_BUSY": ("This needs a job that nobody is working on.", "flightlog wait {job}"),
+    "DEPLOY_IN_PROGRESS": ("A deploy is under way.", "flightlog wait {job}"),
+    "NOT_DEPLOYED": ("There is no app to start.", "flightlog deploy {job} APP"),
+    "NOT_STARTED": ("There is nothing to abort.", "flightlog start {job}"),
+    "NOT_LIVE": ("Only a live app can report a status.", "flightlog show {job}"),
+    "ALREADY_STARTED": ("There is nothing to start.", "flightlog logs {job} --follow"),
+    "ALREADY_STOPPED": ("There is nothing to abort.", "flightlog show {job}"),
+    "STILL_REGISTERED": ("", "flightlog wait {job}"),
+    "BACKWARDS": ("A stopped app does not become a started one.", "flightlog why {job}"),
+}
+
+
+def refusal(decision: Refused, job_id: str, state: JobState) -> FlightlogError:
+    """The error for a refused command."""
+    facts = {"job": job_id, "state": decision.state.value}
+    if decision.code == "META_DIFFERS":
+        return from_code(
+            "META_DIFFERS",
+            f"START_JOB metadata differs from deployed job metadata for '{decision.key}'",
+            f"deploy {job_id} again with the new metadata, or start it with the deployed one",
+            field=f"job_meta[{decision.key!r}]",
+            **facts,
+        )
+    if decision.code == "JOB_UNKNOWN":
+        was = "has been deleted" if state else "is not on this site's record"
+        return from_code("JOB_UNKNOWN", f"job {job_id} {was}", _TEXT["JOB_UNKNOWN"][1], **facts)
+    after, fix = _TEXT[decision.code]
+    what = f"{job_id} {standing(state)}."
+    if decision.code == "STILL_REGISTERED":
+        what = f"client app for job '{job_id}' is still registered ({standing(state)})"
+    return from_code(decision.code, f"{what} {after}".strip(), fix.format(job=job_id), **facts)
+
+
+def standing(state: JobState) -> str:
+    """Where a job stands, since when, and who asked for that."""
+    text = f"is {state.state.value}"
+    if state.get("since"):
+        text += f" since {clock(state['since'])}"
+    if state.get("asked_by"):
+        text += f" (asked by {state['asked_by']})"
+    return text
+
+
+def clock(ms: str) -> str:
+    """A time for people: today's as hours, others with their date; always UTC."""
+    when = datetime.fromtimestamp(int(ms) / 1000, UTC)
+    return when.strftime("%Y-%m-%d %H:%M:%S UTC")

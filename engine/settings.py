@@ -1,0 +1,67 @@
+"""Settings of a site: arguments first, then ``FLIGHTLOG_*`` from the environment, then these defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engine.errors import ArgumentInvalid
+
+
+class Settings(BaseSettings):
+    """What a site runs with. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="FLIGHTLOG_", extra="ignore", frozen=True)
+
+    site: str = Field(default="", description="the site's name; a workspace remembers its own")
+    workspace: Path = Field(default=Path("flightlog-site"), description="folder of the site")
+    record_url: str = Field(default="", description="server of the log; empty: an embedded one")
+    fabric_url: str = Field(default="", description="server of RQ and messages; empty: embedded")
+    workers: int = Field(default=5, description="worker processes of the pool")
+    pool: Literal["own", "elsewhere"] = Field(
+        default="own", description="own: the engine supervises a pool; elsewhere: it runs by itself"
+    )
+    durability: Literal["everysec", "always"] = Field(
+        default="everysec", description="fsync of the embedded record"
+    )
+    deploy_timeout: float = Field(
+        default=8, gt=0, description="how long deploy_app waits (the server waits 10)"
+    )
+    start_timeout: float = Field(
+        default=15, gt=0, description="how long start_app waits (the server waits 20)"
+    )
+    abort_timeout: float = Field(
+        default=1.5, ge=0, description="how long abort_app waits (the server waits 2)"
+    )
+    delete_timeout: float = Field(default=8, gt=0, description="how long delete_run waits")
+    grace: float = Field(default=10, ge=0, description="between the polite signal and the kill")
+    lease: float = Field(default=15, gt=0, description="a claim that is not renewed lapses after this")
+    claim_deadline: float = Field(default=60, gt=0, description="work that nobody claims expires after this")
+    reconcile_every: float = Field(default=5, gt=0, description="between looks for work that needs a bell")
+    worker_ttl: int = Field(default=20, ge=16, description="a worker's heartbeat; RQ waits 15 less for a job")
+    task_timeout: int = Field(default=120, gt=0, description="one task, before RQ ends it")
+    attempts: int = Field(default=3, ge=1, description="claims of one piece of work")
+    zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")
+    zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")
+    zip_ratio: int = Field(default=200, gt=0, description="unpacked bytes per packed byte")
+
+
+def settings(**given: Any) -> Settings:
+    """Settings from arguments (None: not given), the environment and the defaults.
+
+    Raises:
+        ArgumentInvalid: names the field, its value and what is expected.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ArgumentInvalid(
+            f"{name} is {first['input']!r}: {first['msg'].lower()}",
+            f"set {name}, or FLIGHTLOG_{name.upper()}, to what is expected",
+            field=name,
+        ) from error

@@ -1,0 +1,106 @@
+"""One site, opened: settings, workspace, servers and record, as engines, workers and commands need them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.actors import system_actor
+from engine.blobs import Blobs
+from engine.ids import new_call_id
+from engine.jobs import Jobs
+from engine.ring import Bells
+from engine.server import Servers
+from engine.settings import Settings, settings
+from engine.workspace import Workspace, host_name
+from events.envelope import Call
+from events.spool import Spool
+from events.store import Store, connect
+
+
+@dataclass(kw_only=True)
+class Site:
+    """What every process of a site works with."""
+
+    settings: Settings
+    workspace: Workspace
+    servers: Servers
+    jobs: Jobs
+    bells: Bells
+    blobs: Blobs
+    spool: Spool
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.workspace.site
+
+    @classmethod
+    def open(cls, *, create: bool = False, join: bool = True, **given: Any) -> Site:
+        """Open the site in a workspace.
+
+        Args:
+            create: make the workspace where it is missing; else it must be there.
+            join: become a user of the servers, and start them where they do not run.
+            given: settings; None counts as not given.
+
+        Raises:
+            SiteUnknown, ArgumentInvalid: the workspace or a setting.
+            EngineDown, ServerUnsafe: the servers.
+        """
+        chosen = settings(**given)
+        if create:
+            workspace = Workspace.prepare(chosen.workspace, chosen.site)
+        else:
+            workspace = Workspace.find(chosen.workspace)
+        servers = Servers(workspace, chosen.record_url, chosen.fabric_url, chosen.durability)
+        if join:
+            servers.join()
+        store = Store(connect(servers.record_url), workspace.site)
+        return cls(
+            settings=chosen,
+            workspace=workspace,
+            servers=servers,
+            jobs=Jobs(store),
+            bells=Bells(servers.fabric_url, workspace.site, chosen.task_timeout),
+            blobs=Blobs(workspace.root),
+            spool=Spool(workspace.spool),
+        )
+
+    def follower_store(self) -> Store:
+        """A store with a connection of its own for blocking reads."""
+        return Store(connect(self.servers.record_url, blocking=True), self.name)
+
+    def system_call(
+        self,
+        step: str,
+        *,
+        call_id: str | None = None,
+        cause: str | None = None,
+        correlation: str | None = None,
+        role: str = "site",
+    ) -> Call:
+        """A call by the site itself."""
+        return Call(
+            call_id=call_id or new_call_id(),
+            actor=system_actor(role),
+            step=step,
+            cause=cause,
+            correlation=correlation,
+        )
+
+    @property
+    def process(self) -> str:
+        """This process, as claims name it: host:pid:start ticks."""
+        from engine.orders import start_ticks
+
+        return f"{host_name()}:{os.getpid()}:{start_ticks(os.getpid())}"
+
+    def close(self) -> None:
+        """Leave the servers; the last user stops them."""
+        self.jobs.store.client.close()
+        self.bells.client.close()
+        self.servers.leave()

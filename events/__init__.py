@@ -1,0 +1,1 @@
+"""RECORD: what was decided and what came of it."""

@@ -1,0 +1,231 @@
+-- Append events and change what derives from them, in one step or not at all.
+--
+-- KEYS  1 log (stream)   2 heads (hash)
+--       All other keys are prefix .. name and share the log's hash tag.
+-- ARGV  1 prefix   2 epoch   3 dedupe name or ""   4 arguments digest   5 dedupe life in s, 0 = until its work closes
+--       6 guarded subject or ""   7 expected revision or ""
+--       8 number of events n; then n * (type, subject, 1 if it counts in the revision else 0, d)
+--       then operations until the end:
+--         S key k f v ...      set k fields of a hash        I key field by      add to a hash field
+--         Z key score member   put into a sorted set         R key member        take out of it
+--         O work score k f v.. open work                     C work how token    close work; how = any, open, unclaimed, lapsed, token
+--         K work token worker until_in_ms max                claim work, or hold on to it
+--       A value or score may be \1m<i>[+<ms>] or \1p<i>: milliseconds or position of event i.
+-- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject}
+--          {REPEAT, first answer}   {REUSED}   {CONFLICT, revision}   {REBUILD, why}   {EPOCH, current}
+--          {DAMAGED, key}   {CLOSED, work}   {CLAIMED, work, until}   {FENCED, work}   {EXHAUSTED, work}   {EXPIRED, work}
+-- Everything is checked first; then there are only writes that cannot fail, since Lua does not roll back.
+
+local log, heads = KEYS[1], KEYS[2]
+local prefix, epoch, dedupe, digest, life = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local guard, expected = ARGV[6], ARGV[7]
+local call = redis.call
+
+local function number(n) return string.format('%.0f', n) end
+
+local function type_of(key)
+  local answer = call('TYPE', key)
+  return type(answer) == 'table' and answer.ok or answer
+end
+
+local function wrong(key, wanted)
+  local is = type_of(key)
+  return is ~= 'none' and is ~= wanted
+end
+
+-- 1. the log and its heads agree
+if wrong(log, 'stream') then return {'DAMAGED', log} end
+if wrong(heads, 'hash') then return {'DAMAGED', heads} end
+local tail = call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+local site = call('HMGET', heads, '@seq', '@ms', '@open', '@epoch')
+local seq, last_ms, open_count
+if site[1] and site[2] and site[3] and site[4] then
+  seq, last_ms, open_count = tonumber(site[1]), tonumber(site[2]), tonumber(site[3])
+  if not (seq and last_ms and open_count and tonumber(site[4])) then return {'REBUILD', 'heads unreadable'} end
+  local stored = seq > 0 and (number(last_ms) .. '-' .. number(seq)) or nil
+  if (tail[1] and tail[1][1] or nil) ~= stored then return {'REBUILD', 'heads and log end differ'} end
+elseif tail[1] then
+  return {'REBUILD', 'heads missing'}
+else
+  seq, last_ms, open_count = 0, 0, 0
+  site[4] = epoch
+end
+if site[4] ~= epoch then return {'EPOCH', site[4]} end
+local open_key = prefix .. 'open'
+if wrong(open_key, 'zset') then return {'DAMAGED', open_key} end
+if call('ZCARD', open_key) ~= open_count then return {'REBUILD', 'open work and its count differ'} end
+
+-- 2. the same call again
+local dedupe_key = prefix .. dedupe
+if dedupe ~= '' then
+  if wrong(dedupe_key, 'string') then return {'DAMAGED', dedupe_key} end
+  local known = call('GET', dedupe_key)
+  if known then
+    local was, answer = string.match(known, '^(%S*) (.*)$')
+    if was ~= digest then return {'REUSED'} end
+    return {'REPEAT', answer}
+  end
+end
+
+-- 3. subjects
+local n = tonumber(ARGV[8])
+local subjects, order = {}, {}
+for i = 1, n do
+  local name = ARGV[8 + (i - 1) * 4 + 2]
+  if not subjects[name] then
+    local s = {version = 0, revision = 0, positions = {}}
+    local head = call('HGET', heads, name)
+    if head then
+      local v, r = string.match(head, '^(%d+) (%d+) %d+%-%d+$')
+      if not v then return {'REBUILD', 'head of ' .. name .. ' unreadable'} end
+      s.version, s.revision = tonumber(v), tonumber(r)
+    end
+    local id = string.match(name, '^job/(.+)$')
+    if id then
+      s.index = prefix .. 'idx:' .. id
+      if wrong(s.index, 'list') then return {'DAMAGED', s.index} end
+      if call('LLEN', s.index) ~= s.version then return {'REBUILD', 'index of ' .. name .. ' differs'} end
+      local projection = prefix .. 'job:' .. id
+      if wrong(projection, 'hash') then return {'DAMAGED', projection} end
+      if s.version > 0 and type_of(projection) == 'none' then return {'REBUILD', 'projection of ' .. name .. ' missing'} end
+    end
+    subjects[name] = s
+    order[#order + 1] = name
+  end
+end
+if expected ~= '' and subjects[guard].revision ~= tonumber(expected) then
+  return {'CONFLICT', number(subjects[guard].revision)}
+end
+
+-- 4. operations: find them, check them
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ms = math.max(now, last_ms)
+local ops, at = {}, 8 + n * 4 + 1
+while at <= #ARGV do
+  local op = ARGV[at]
+  if op == 'S' or op == 'I' then
+    local key = prefix .. ARGV[at + 1]
+    if wrong(key, 'hash') then return {'DAMAGED', key} end
+    if op == 'I' then
+      local is = call('HGET', key, ARGV[at + 2])
+      if is and not string.match(is, '^%-?%d+$') then return {'DAMAGED', key} end
+    end
+    ops[#ops + 1] = at
+    at = at + (op == 'S' and 3 + 2 * tonumber(ARGV[at + 2]) or 4)
+  elseif op == 'Z' or op == 'R' then
+    local key = prefix .. ARGV[at + 1]
+    if wrong(key, 'zset') then return {'DAMAGED', key} end
+    ops[#ops + 1] = at
+    at = at + (op == 'Z' and 4 or 3)
+  else
+    local work = prefix .. 'work:' .. ARGV[at + 1]
+    if wrong(work, 'hash') then return {'DAMAGED', work} end
+    local is = call('HMGET', work, 'token', 'until', 'attempts', 'kind')
+    local listed = call('ZSCORE', open_key, ARGV[at + 1])
+    if (listed and not is[4]) or (is[4] and not listed) then return {'REBUILD', 'work ' .. ARGV[at + 1] .. ' incomplete'} end
+    local held = is[1] and tonumber(is[2]) and tonumber(is[2]) > now
+    if op == 'O' then
+      ops[#ops + 1] = at
+      at = at + 4 + 2 * tonumber(ARGV[at + 3])
+    elseif op == 'C' then
+      local how = ARGV[at + 2]
+      if how ~= 'any' and not is[4] then return {'CLOSED', ARGV[at + 1]} end
+      if how == 'unclaimed' and is[1] then return {'CLAIMED', ARGV[at + 1], is[2]} end
+      if how == 'lapsed' and held then return {'CLAIMED', ARGV[at + 1], is[2]} end
+      if how == 'token' and is[1] ~= ARGV[at + 3] then return {'FENCED', ARGV[at + 1]} end
+      ops[#ops + 1] = at
+      at = at + 4
+    elseif op == 'K' then
+      if not is[4] then return {'CLOSED', ARGV[at + 1]} end
+      if is[1] ~= ARGV[at + 2] then
+        if held then return {'CLAIMED', ARGV[at + 1], is[2]} end
+        if not is[1] and listed ~= 'inf' and tonumber(listed) < now then return {'EXPIRED', ARGV[at + 1]} end
+        if tonumber(is[3] or '0') >= tonumber(ARGV[at + 5]) then return {'EXHAUSTED', ARGV[at + 1]} end
+      end
+      ops[#ops + 1] = at
+      at = at + 6
+    else
+      return redis.error_reply('append.lua: unknown operation ' .. tostring(op))
+    end
+  end
+end
+
+-- 5. only writes from here on
+local first = seq + 1
+for i = 1, n do
+  local a = 8 + (i - 1) * 4
+  local name = ARGV[a + 2]
+  local s = subjects[name]
+  seq = seq + 1
+  s.version = s.version + 1
+  if ARGV[a + 3] == '1' then s.revision = s.revision + 1 end
+  local position = number(ms) .. '-' .. number(seq)
+  call('XADD', log, position, 't', ARGV[a + 1], 's', name, 'v', number(s.version), 'd', ARGV[a + 4])
+  s.positions[#s.positions + 1] = position
+  s.last = position
+end
+
+local function filled(value)
+  if string.byte(value) ~= 1 then return value end
+  local what, i, plus = string.match(value, '^\1([mp])(%d+)%+?(%d*)$')
+  if what == 'p' then return number(ms) .. '-' .. number(first + tonumber(i)) end
+  return number(ms + (tonumber(plus) or 0))
+end
+
+local answer = {'OK', number(ms), number(first)}
+for _, name in ipairs(order) do
+  local s = subjects[name]
+  call('HSET', heads, name, number(s.version) .. ' ' .. number(s.revision) .. ' ' .. s.last)
+  if s.index then call('RPUSH', s.index, unpack(s.positions)) end
+  answer[#answer + 1] = name
+  answer[#answer + 1] = number(s.version)
+  answer[#answer + 1] = number(s.revision)
+end
+
+local keeps_dedupe = false
+for _, o in ipairs(ops) do
+  local op, name = ARGV[o], ARGV[o + 1]
+  if op == 'S' then
+    local pairs_ = {}
+    for k = 1, 2 * tonumber(ARGV[o + 2]) do pairs_[k] = filled(ARGV[o + 2 + k]) end
+    call('HSET', prefix .. name, unpack(pairs_))
+  elseif op == 'I' then
+    call('HINCRBY', prefix .. name, ARGV[o + 2], ARGV[o + 3])
+  elseif op == 'Z' then
+    call('ZADD', prefix .. name, filled(ARGV[o + 2]), ARGV[o + 3])
+  elseif op == 'R' then
+    call('ZREM', prefix .. name, ARGV[o + 2])
+  elseif op == 'O' then
+    local work = prefix .. 'work:' .. name
+    local fields = {}
+    for k = 1, 2 * tonumber(ARGV[o + 3]) do fields[k] = filled(ARGV[o + 3 + k]) end
+    if call('ZADD', open_key, filled(ARGV[o + 2]), name) == 1 then
+      open_count = open_count + 1
+      if dedupe ~= '' and life == 0 then
+        keeps_dedupe = true
+        fields[#fields + 1] = 'call'
+        fields[#fields + 1] = dedupe
+      end
+    end
+    call('HSET', work, unpack(fields))
+  elseif op == 'C' then
+    local work = prefix .. 'work:' .. name
+    if call('ZREM', open_key, name) == 1 then
+      open_count = open_count - 1
+      local of = call('HGET', work, 'call')
+      if of then call('EXPIRE', prefix .. of, 600) end
+      call('DEL', work)
+    end
+  elseif op == 'K' then
+    local work = prefix .. 'work:' .. name
+    if call('HGET', work, 'token') ~= ARGV[o + 2] then call('HINCRBY', work, 'attempts', 1) end
+    call('HSET', work, 'token', ARGV[o + 2], 'claimed_by', ARGV[o + 3], 'until', ARGV[o + 4])
+  end
+end
+call('HSET', heads, '@seq', number(seq), '@ms', number(ms), '@open', number(open_count), '@epoch', epoch, '@format', '1')
+if dedupe ~= '' then
+  call('SET', dedupe_key, digest .. ' ' .. table.concat(answer, ' ', 2))
+  if not keeps_dedupe then call('EXPIRE', dedupe_key, life > 0 and life or 600) end
+end
+return answer

@@ -1,0 +1,243 @@
+"""The Python face of ``append.lua``: what is to be appended, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from events.bodies.base import Body
+from events.envelope import Call, encode
+from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RevisionConflict
+from events.store import Store, translated
+
+Closing = Literal["any", "open", "unclaimed", "lapsed", "token"]
+
+#: Seconds for which a call that opened no work is remembered.
+REMEMBERED = 600
+
+
+def ms_of(index: int, plus: int = 0) -> str:
+    """Stands for the milliseconds of the ``index``-th event of an append, known only to the script."""
+    return f"\x01m{index}+{plus}" if plus else f"\x01m{index}"
+
+
+def position_of(index: int) -> str:
+    """Stands for the position of the ``index``-th event of an append."""
+    return f"\x01p{index}"
+
+
+class Ops:
+    """What changes together with the events. Keys are given without the site's prefix."""
+
+    def __init__(self) -> None:
+        self.args: list[str | int] = []
+        self.opens = False
+
+    def set(self, key: str, values: Mapping[str, str]) -> Ops:
+        """Set fields of a hash."""
+        if values:
+            self.args += ["S", key, len(values)]
+            for name, value in values.items():
+                self.args += [name, value]
+        return self
+
+    def add(self, key: str, name: str, by: int = 1) -> Ops:
+        """Add to a field of a hash."""
+        self.args += ["I", key, name, by]
+        return self
+
+    def put(self, key: str, score: str, member: str) -> Ops:
+        """Put a member into a sorted set."""
+        self.args += ["Z", key, score, member]
+        return self
+
+    def drop(self, key: str, member: str) -> Ops:
+        """Take a member out of a sorted set."""
+        self.args += ["R", key, member]
+        return self
+
+    def open(self, work: str, deadline: str, values: Mapping[str, str]) -> Ops:
+        """Open work; where it is open already, only its fields are set."""
+        self.opens = True
+        self.args += ["O", work, deadline, len(values)]
+        for name, value in values.items():
+            self.args += [name, value]
+        return self
+
+    def close(self, work: str, how: Closing = "open", token: str = "") -> Ops:
+        """Close work, under a condition on who holds it."""
+        self.args += ["C", work, how, token]
+        return self
+
+    def claim(self, work: str, *, token: str, worker: str, until: int, attempts: int) -> Ops:
+        """Claim work, or hold on to it with the same token, until ``until`` (ms, record's clock)."""
+        self.args += ["K", work, token, worker, until, attempts]
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A body and what it is about."""
+
+    subject: str
+    body: Body
+
+
+class WorkRefused(Fenced):
+    """The work is not ours to close or claim.
+
+    ``why`` is CLOSED, CLAIMED, FENCED, EXHAUSTED or EXPIRED.
+    """
+
+    def __init__(self, why: str, work: str, until: int | None = None) -> None:
+        super().__init__(f"work {work} is {why.lower()}", work=work, why=why)
+        self.why = why
+        self.until = until
+
+
+class NeedsRebuild(FlightlogError):
+    """What derives from the log does not match it and is written anew.
+
+    Internal: the caller rebuilds under a lock and tries again.
+    """
+
+    code, http, retry = "REBUILD", 503, "yes"
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The answer to an append.
+
+    ``positions`` are those of the events in order, ``heads`` gives version and revision of each
+    subject after them. ``repeated`` says that this call was known already.
+    """
+
+    positions: tuple[str, ...]
+    heads: dict[str, tuple[int, int]] = field(default_factory=dict)
+    repeated: bool = False
+
+
+class Log:
+    """Appends to one site's log.
+
+    Args:
+        store: the site's record.
+        rebuild: called with the reason when the script finds that heads or projections do not
+            match the log; returns when they do again.
+    """
+
+    def __init__(self, store: Store, rebuild: Callable[[str], None] | None = None) -> None:
+        self.store = store
+        self._rebuild = rebuild
+
+    def append(
+        self,
+        call: Call,
+        events: Sequence[NewEvent],
+        ops: Ops | None = None,
+        *,
+        expected: tuple[str, int] | None = None,
+    ) -> Appended:
+        """Append events and change what derives from them, in one round trip.
+
+        Args:
+            call: which call and step this is; the same again gets the first answer.
+            events: at least one, of any subjects.
+            ops: projections and work that change with them.
+            expected: (subject, revision) that must still hold; needed by whatever transitions.
+
+        Raises:
+            RevisionConflict: the subject has moved on; nothing was written.
+            WorkRefused: the work is closed or held by someone else; nothing was written.
+            CallIdReused: the call id is known with other arguments.
+            LogUnavailable, RecordFull, RecordDamaged, ServerUnsafe: the server's side.
+        """
+        self.store.ensure_safe()
+        for _ in range(4):
+            answer = self._once(call, events, ops, expected)
+            kind = answer[0]
+            if kind in ("OK", "REPEAT"):
+                return _appended(answer, len(events))
+            if kind == "EPOCH":
+                self.store.epoch = int(answer[1])
+            elif kind == "REBUILD":
+                if self._rebuild is None:
+                    raise NeedsRebuild(str(answer[1]))
+                self._rebuild(str(answer[1]))
+            else:
+                raise _error(answer, expected)
+        raise NeedsRebuild(f"the record does not settle: {answer}")
+
+    def known(self, call: Call) -> Appended | None:
+        """The first answer to a call that came before; None for a new one.
+
+        Raises:
+            CallIdReused: it came with other arguments.
+        """
+        self.store.ensure_safe()
+        answer = self.store.command("GET", f"{self.store.keys.prefix}call:{call.call_id}:{call.step}")
+        if answer is None:
+            return None
+        digest, _, told = str(answer).partition(" ")
+        if digest != (call.arguments or "-"):
+            raise _error(["REUSED"], None)
+        return _appended(["REPEAT", told], 1)
+
+    def _once(
+        self,
+        call: Call,
+        events: Sequence[NewEvent],
+        ops: Ops | None,
+        expected: tuple[str, int] | None,
+    ) -> list[Any]:
+        store = self.store
+        actor = call.actor.model_dump_json(exclude_none=True)
+        life = 0 if ops is not None and ops.opens else REMEMBERED
+        args: list[str | int] = [
+            store.keys.prefix,
+            store.epoch,
+            f"call:{call.call_id}:{call.step}",
+            call.arguments or "-",
+            life,
+            expected[0] if expected else "",
+            expected[1] if expected else "",
+            len(events),
+        ]
+        for event in events:
+            body = event.body
+            args += [
+                body.name(),
+                event.subject,
+                1 if body.lifecycle else 0,
+                encode(call, actor, body, store.epoch),
+            ]
+        if ops is not None:
+            args += ops.args
+        with translated():
+            answer: list[Any] = store.append_script(keys=[store.keys.log, store.keys.heads], args=args)
+        return answer
+
+
+def _appended(answer: list[Any], count: int) -> Appended:
+    repeated = answer[0] == "REPEAT"
+    parts = answer[1].split(" ") if repeated else answer[1:]
+    ms, first = parts[0], int(parts[1])
+    heads = {parts[i]: (int(parts[i + 1]), int(parts[i + 2])) for i in range(2, len(parts), 3)}
+    return Appended(tuple(f"{ms}-{first + k}" for k in range(count)), heads, repeated)
+
+
+def _error(answer: list[Any], expected: tuple[str, int] | None) -> FlightlogError:
+    kind = answer[0]
+    if kind == "CONFLICT":
+        subject = expected[0] if expected else "?"
+        return RevisionConflict(f"{subject} is at revision {answer[1]}", revision=int(answer[1]))
+    if kind == "REUSED":
+        return CallIdReused("this call id came before, with other arguments", "use a new call id")
+    if kind == "DAMAGED":
+        return RecordDamaged(
+            f"the key {answer[1]} is not what Flightlog keeps there; nothing was written",
+            f"look at it, then remove it: DEL {answer[1]}",
+            key=answer[1],
+        )
+    return WorkRefused(kind, answer[1], int(answer[2]) if len(answer) > 2 else None)

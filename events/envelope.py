@@ -1,0 +1,150 @@
+"""An event as it stands in the log, and what every call says of itself.
+
+In Redis an event is one stream entry with four fields: ``t`` type, ``s`` subject, ``v`` version
+of the subject, and ``d``, everything else as one JSON object. Folds that need only the
+type never parse JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json, to_json
+
+from events.bodies import parse_body
+from events.bodies.base import Body, Personal
+
+
+class Actor(BaseModel):
+    """Who acts, and how we know.
+
+    ``id`` is what was established (by the kernel, a token, a certificate); what the caller only
+    asserts about itself goes into ``claimed``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Personal
+    kind: Literal["person", "service", "server", "job", "system"] = "person"
+    auth: Literal["none", "os-uid", "token", "mtls", "signed"] = "none"
+    via: Literal["python", "cli", "api", "cell"] = "python"
+    claimed: Personal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What ties events to the call that brought them.
+
+    An append is known by (``call_id``, ``step``): the same again gets the first answer.
+    ``arguments`` is a digest of what was asked, so that another call cannot pass as this one.
+    """
+
+    call_id: str
+    actor: Actor
+    step: str = "intent"
+    arguments: str = ""
+    cause: str | None = None
+    correlation: str | None = None
+
+    def at(self, step: str, *, cause: str | None = None) -> Call:
+        """The same call, one step further."""
+        return Call(
+            call_id=self.call_id,
+            actor=self.actor,
+            step=step,
+            arguments=self.arguments,
+            cause=cause or self.cause,
+            correlation=self.correlation,
+        )
+
+
+def digest_of(*arguments: Any) -> str:
+    """Digest of a call's arguments: 16 hex digits of SHA-256 over their JSON."""
+    return hashlib.sha256(to_json(arguments, fallback=repr)).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One recorded event.
+
+    ``position`` is ``<ms>-<seq>``: milliseconds by the record's clock, and the site's gapless
+    sequence. ``body`` holds the facts as stored; ``typed()`` gives them as their class.
+    """
+
+    position: str
+    type: str
+    subject: str
+    version: int
+    raw: str = field(repr=False)
+
+    @property
+    def ms(self) -> str:
+        """Milliseconds since the epoch, as text."""
+        return self.position.partition("-")[0]
+
+    @property
+    def seq(self) -> int:
+        """The site's sequence number, from 1."""
+        return int(self.position.partition("-")[2])
+
+    def rest(self) -> dict[str, Any]:
+        """Everything in ``d``: epoch, schema, actor, call, step, arguments, cause, correlation, body."""
+        value: dict[str, Any] = from_json(self.raw)
+        return value
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The facts, as stored."""
+        facts: dict[str, Any] = self.rest()["body"]
+        return facts
+
+    def typed(self) -> Body:
+        """The facts as their class; raises ``pydantic.ValidationError`` where they do not fit."""
+        return parse_body(self.type, self.body)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole envelope by its names, as ``events --format jsonl`` prints it."""
+        rest = self.rest()
+        return {
+            "position": self.position,
+            "epoch": rest["epoch"],
+            "subject": self.subject,
+            "version": self.version,
+            "type": self.type,
+            "schema": rest["schema"],
+            "time": int(self.ms) / 1000,
+            "actor": rest["actor"],
+            "call_id": rest["call"],
+            "step": rest["step"],
+            "arguments": rest["arguments"],
+            "cause": rest["cause"],
+            "correlation": rest["correlation"],
+            "body": rest["body"],
+        }
+
+
+def from_entry(position: str, fields: Mapping[str, str]) -> Event:
+    """An event from a stream entry; raises KeyError or ValueError where the entry is none of ours."""
+    return Event(position, fields["t"], fields["s"], int(fields["v"]), fields["d"])
+
+
+def encode(call: Call, actor_json: str, body: Body, epoch: int) -> str:
+    """The ``d`` field of a new event."""
+    head = to_json(
+        {
+            "epoch": epoch,
+            "schema": body.schema_version,
+            "call": call.call_id,
+            "step": call.step,
+            "arguments": call.arguments,
+            "cause": call.cause,
+            "correlation": call.correlation or call.call_id,
+        },
+    ).decode()
+    facts = body.__pydantic_serializer__.to_json(body, exclude={"type"}).decode()
+    # Joined as text: the actor of a call is serialised once, however many events it brings.
+    return f'{head[:-1]},"actor":{actor_json},"body":{facts}}}'

@@ -1,0 +1,50 @@
+"""Following the log: each event once, in order, from a position on, across broken connections."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from events.envelope import Event, from_entry
+from events.errors import LogUnavailable
+from events.store import BLOCK_MS, Store, translated
+
+
+def follow(
+    store: Store,
+    after: str,
+    stop: threading.Event,
+    *,
+    on_loss: Callable[[LogUnavailable], None] | None = None,
+    page: int = 1000,
+) -> Iterator[list[Event]]:
+    """Batches of events after a position, as they come, until ``stop`` is set.
+
+    An empty batch comes at least every few seconds, so that a caller can do other things.
+
+    Args:
+        store: a store with a client of its own, made with ``connect(url, blocking=True)``.
+        after: position to go on from.
+        stop: set it to end the iteration.
+        on_loss: told each time that the server is away; following goes on once it is back.
+        page: events per batch, at most.
+    """
+    cursor = after
+    while not stop.is_set():
+        try:
+            with translated():
+                answer = cast(
+                    "list[Any]",
+                    store.client.xread({store.keys.log: cursor}, count=page, block=min(BLOCK_MS, 1000)),
+                )
+        except LogUnavailable as error:
+            if on_loss is not None:
+                on_loss(error)
+            stop.wait(0.1)
+            yield []
+            continue
+        entries = answer[0][1] if answer else []
+        if entries:
+            cursor = entries[-1][0]
+        yield [from_entry(position, fields) for position, fields in entries]

@@ -1,0 +1,153 @@
+"""The connection to a site's record, its keys and its one script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any, cast
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from events.errors import LogUnavailable, RecordDamaged, RecordFull
+from events.safety import check_server
+
+#: Blocking reads end by themselves after this many milliseconds; below every socket timeout.
+BLOCK_MS = 4000
+
+SafetyCheck = Callable[["redis.Redis"], None]
+
+
+def connect(url: str, *, blocking: bool = False, attempts: int = 3) -> redis.Redis:
+    """A client for ``url`` (``redis://``, ``unix://``): text in and out, bounded waits.
+
+    Args:
+        url: where the server is.
+        blocking: for a follower, which waits on the server for up to ``BLOCK_MS``.
+        attempts: tries of one command over a broken connection. Every append may be sent
+            twice without harm: the script knows a call that it has seen.
+    """
+    client = redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=BLOCK_MS / 1000 + 6 if blocking else 5,
+        socket_connect_timeout=2,
+        health_check_interval=0 if blocking else 30,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.2), attempts),
+    )
+    return client
+
+
+class Keys:
+    """The names of everything that a site keeps in Redis. One hash tag: one slot of a cluster."""
+
+    def __init__(self, site: str) -> None:
+        self.prefix = f"fl:{{{site}}}:"
+        self.log = self.prefix + "log"
+        self.heads = self.prefix + "heads"
+        self.open = self.prefix + "open"
+
+    def job(self, job_id: str) -> str:
+        """Hash: the job's projection."""
+        return f"{self.prefix}job:{job_id}"
+
+    def index(self, job_id: str) -> str:
+        """List: positions of the job's events."""
+        return f"{self.prefix}idx:{job_id}"
+
+    def work(self, work_id: str) -> str:
+        """Hash: one piece of open work."""
+        return f"{self.prefix}work:{work_id}"
+
+    def lease(self, name: str) -> str:
+        """String: who owns a role of the site."""
+        return f"{self.prefix}lease:{name}"
+
+    def cursor(self, name: str) -> str:
+        """String: how far a follower has come."""
+        return f"{self.prefix}cursor:{name}"
+
+    def state(self, state: str) -> str:
+        """Sorted set: jobs in a state, by the time they entered it."""
+        return f"{self.prefix}by:state:{state}"
+
+    @property
+    def by_time(self) -> str:
+        """Sorted set: all jobs, by their last transition."""
+        return self.prefix + "by:time"
+
+
+def _script() -> str:
+    return (files("events") / "append.lua").read_text("utf-8")
+
+
+class Store:
+    """One site's record: a connection, the keys and the append script.
+
+    Args:
+        client: an open connection with text replies.
+        site: the site's name, already checked.
+        check: looks at the server once and refuses an unsafe one (L1 needs a log that stays).
+    """
+
+    def __init__(self, client: redis.Redis, site: str, *, check: SafetyCheck = check_server) -> None:
+        self.client = client
+        self.site = site
+        self.keys = Keys(site)
+        self.append_script = client.register_script(_script())
+        self._check = check
+        self._checked = False
+        self.epoch = 1
+
+    def ensure_safe(self) -> None:
+        """Check the server, once per connection; raises ``ServerUnsafe`` with the setting to change."""
+        if not self._checked:
+            with translated():
+                self._check(self.client)
+                self.epoch = int(cast("str | None", self.client.hget(self.keys.heads, "@epoch")) or 1)
+            self._checked = True
+
+    def now_ms(self) -> int:
+        """Milliseconds by the record's clock."""
+        with translated():
+            seconds, micros = self.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def command(self, *args: Any) -> Any:
+        """One Redis command, with Flightlog's errors."""
+        with translated():
+            return self.client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the client's errors into the catalogue's."""
+    try:
+        yield
+    except redis.exceptions.OutOfMemoryError as error:
+        raise RecordFull(
+            "the record server is at its maxmemory", "raise maxmemory on the record server"
+        ) from error
+    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError) as error:
+        raise LogUnavailable(
+            f"the record server does not answer ({_first_line(error)})",
+            "flightlog up starts an embedded one; with record_url set, start that server",
+        ) from error
+    except redis.ResponseError as error:
+        if re.match("OOM|command not allowed when used memory", str(error)):
+            raise RecordFull(
+                "the record server is at its maxmemory", "raise maxmemory on the record server"
+            ) from error
+        if str(error).startswith("WRONGTYPE"):
+            raise RecordDamaged(
+                "a key of the record has the wrong type", "give the site a server of its own"
+            ) from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

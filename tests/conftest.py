@@ -1,0 +1,64 @@
+"""Fixtures: a workspace that leaves nothing running, an engine, and a real record server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from engine.client_engine import ClientEngine
+from engine.server import EmbeddedServer
+from engine.workspace import Workspace
+from events.store import Store, connect
+from tests.support import SITE, kill, opened, processes_with
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[Path]:
+    """Sockets of this test run, apart from everybody else's."""
+    folder = Path(tempfile.mkdtemp(prefix="fl-"))
+    os.environ["FLIGHTLOG_RUNTIME_DIR"] = str(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a site; whatever still runs for it when the test is over is ended."""
+    folder = tmp_path / "ws"
+    yield folder
+    for pid in processes_with(str(folder)):
+        kill(pid)
+
+
+@pytest.fixture
+def engine(workspace: Path) -> Iterator[ClientEngine]:
+    """An engine with its own pool and servers, and short leases."""
+    with opened(workspace) as opened_engine:
+        yield opened_engine
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Iterator[EmbeddedServer]:
+    """A real record server for the whole session; each test uses a site name of its own."""
+    server = EmbeddedServer(Workspace.prepare(tmp_path_factory.mktemp("server"), "shared"), "record")
+    server.ensure()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def real_store(real_server: EmbeddedServer, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A store on the real server, under a site name that no other test has; emptied before."""
+    site = f"{SITE}-{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**10}"
+    client: redis.Redis = connect(real_server.url)
+    store = Store(client, site)
+    for name in client.scan_iter(match=f"*{site}*"):
+        client.delete(name)
+    yield store
+    client.close()

@@ -1,0 +1,1 @@
+"""ACT: what touches the workspace and the processes, and records what came of it."""

@@ -1,0 +1,46 @@
+"""``python -P -m workers pool|worker``: the pool with its parent's duties, or one more worker."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from engine.site import Site
+from events.errors import FlightlogError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a pool or a worker until it is told to end."""
+    parser = argparse.ArgumentParser(prog="python -P -m workers", description=__doc__)
+    parser.add_argument("what", choices=("pool", "worker"))
+    parser.add_argument("--workspace", required=True)
+    parser.add_argument("--record-url")
+    parser.add_argument("--fabric-url")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--burst", action="store_true", help="worker: end when the queue is empty")
+    parser.add_argument("--until-eof", action="store_true", help="pool: end when standard input does")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    try:
+        site = Site.open(
+            workspace=args.workspace,
+            record_url=args.record_url,
+            fabric_url=args.fabric_url,
+            workers=args.workers,
+        )
+        if args.what == "worker":
+            from workers.worker import run_worker
+
+            return run_worker(site, burst=args.burst)
+        from workers.pool import Pool
+
+        return Pool(site, until_eof=args.until_eof).run()
+    except FlightlogError as error:
+        print(error, file=sys.stderr)
+        return 6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,412 @@
+"""The caretaker: one per workspace, the only judge of processes.
+
+It looks at open work and at the disk, and makes the record say what the disk proves: exits, losses,
+spawns that nobody recorded. It carries out aborts and deletes, and drains the spool. Whatever it does
+it may do twice: every append is guarded by the job's revision or by a call id that is the same again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import NotLive
+from engine.files import FileLock, read_json
+from engine.fold import Illegal, JobState
+from engine.lifecycle import State
+from engine.orders import read_order, sequence, signal_exact, signal_keepers, start_ticks, write_order
+from engine.outcome import end_bodies
+from engine.site import Site
+from engine.workspace import host_name
+from events.append import WorkRefused
+from events.bodies.app import (
+    AbortSignalled,
+    AppAdopted,
+    AppLost,
+    Exit,
+    LaunchExpired,
+    LaunchFailed,
+    OutputClosed,
+)
+from events.bodies.base import Body
+from events.bodies.job import AbortRequested, DeployFailed
+from events.bodies.site import WorkerKilled
+from events.envelope import Call
+from events.errors import FlightlogError, LogUnavailable
+from events.follow import follow
+from events.read import at, last_position
+from workers.delete import Deleter
+from workers.deploy import standing
+from workers.launch import proven
+from workers.leftovers import end_leftovers
+from workers.spool import drain
+
+log = logging.getLogger("flightlog.caretaker")
+
+LOOK_EVERY = 1.0  # seconds; events and dying keepers wake it earlier
+WAKES = frozenset(("AbortRequested", "AppSpawned", "DeleteRequested", "AppStopping", "LaunchExpired"))
+
+Work = dict[str, str]
+
+
+class Caretaker:
+    """Watches the apps of one workspace.
+
+    Args:
+        site: an opened site.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.workspace = site.workspace
+        self.lock = FileLock(site.workspace.flight / "caretaker.lock")
+        self.deleter = Deleter(site)
+        self.since_ms = 0
+        self._watched: dict[tuple[str, int], list[int]] = {}  # attempt -> pidfds of its keepers
+        self._told: set[str] = set()  # abort intents that the keepers have been told of
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+
+    def run(self, stop: threading.Event) -> None:
+        """Take the role as soon as it is free, and fill it until ``stop``."""
+        while not stop.is_set():
+            if self.lock.acquire(timeout=0.5):
+                break
+        follower = threading.Thread(target=self._follow, args=(stop,), name="caretaker-follow", daemon=True)
+        follower.start()
+        while not stop.is_set():
+            try:
+                if not self.since_ms:
+                    self.since_ms = self.site.jobs.store.now_ms()
+                self.tick()
+            except LogUnavailable as error:
+                log.warning("the record is away: %s", error)
+                stop.wait(0.1)
+            except FlightlogError:
+                log.exception("a look at the open work failed; it is tried again")
+                stop.wait(1)
+            self._doze()
+        self.lock.release()
+
+    def wake(self) -> None:
+        """Look now."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"w")
+
+    def _follow(self, stop: threading.Event) -> None:
+        store = self.site.follower_store()
+        position = None
+        while position is None and not stop.is_set():
+            try:
+                position = last_position(store)
+            except LogUnavailable:
+                stop.wait(0.1)
+        for batch in follow(store, position or "0-0", stop):
+            if any(event.type in WAKES for event in batch):
+                self.wake()
+
+    def _doze(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        for fds in self._watched.values():
+            for fd in fds:
+                poll.register(fd, select.POLLIN)
+        if any(fd == self._wake_read for fd, _ in poll.poll(LOOK_EVERY * 1000)):
+            os.read(self._wake_read, 4096)
+
+    # -- one look --------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Look at all open work once."""
+        drain(self.site)
+        works = self.site.jobs.open_work()
+        open_attempts = set()
+        for name, work in works:
+            kind, job, number = work["kind"], work["job"], int(work["number"])
+            if kind == "app":
+                open_attempts.add((job, number))
+                self._look(job, number, work)
+            elif kind == "abort":
+                self._abort(name, job, number, work)
+            elif kind == "delete":
+                self.deleter.carry_out(name, work)
+            elif kind in ("launch", "deploy") and work.get("token"):
+                self._judge(name, kind, job, number, work)
+        for job, number in set(self._watched) - open_attempts:
+            self._after(job, number)
+
+    def _call(self, call_id: str, step: str, work: Work) -> Call:
+        return self.site.system_call(
+            step,
+            call_id=call_id,
+            cause=work["position"],
+            correlation=work["correlation"],
+            role="caretaker",
+        )
+
+    # -- apps ------------------------------------------------------------------------------
+
+    def _look(self, job: str, number: int, work: Work) -> None:
+        folder = self.workspace.attempt(job, number)
+        if (folder / "exit.json").exists():
+            self._end(job, number, work)
+            return
+        identity = read_json(folder / "identity.json")
+        alive = identity is not None and any(start_ticks(pid) == ticks for pid, ticks in _keepers(identity))
+        if not alive and not self._held(job, folder):
+            if (folder / "exit.json").exists():
+                self._end(job, number, work)
+            else:
+                self._lose(job, number, folder, work)
+            return
+        if (job, number) not in self._watched and identity is not None:
+            self._watch(job, number, identity, work)
+        self._deadline(job, number, work)
+
+    def _watch(self, job: str, number: int, identity: dict[str, list[int]], work: Work) -> None:
+        fds = []
+        for pid, ticks in _keepers(identity):
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                if start_ticks(pid) == ticks:
+                    fds.append(fd)
+                else:
+                    os.close(fd)
+        self._watched[job, number] = fds
+        if int(work["opened"]) < self.since_ms:
+            adopted = AppAdopted(attempt=number, caretaker=self.site.process, host=host_name())
+            self.site.jobs.note(
+                self._call(f"adopt:{job}:{number}", f"by:{self.site.process}", work), [adopted], job
+            )
+
+    def _unwatch(self, job: str, number: int) -> None:
+        for fd in self._watched.pop((job, number), []):
+            os.close(fd)
+
+    def _held(self, job: str, folder: Path) -> bool:
+        """Whether a keeper of the attempt lives: its lock is held. Asked under the job's lock."""
+        with self.workspace.lock(job):
+            probe = FileLock(folder / "lock")
+            free = not folder.exists() or probe.acquire(timeout=0)
+            probe.release()
+            return not free
+
+    def _end(self, job: str, number: int, work: Work) -> None:
+        """Record an exit, and with it the spawn that nobody may have recorded."""
+        folder = self.workspace.attempt(job, number)
+        exit_ = read_json(folder / "exit.json")
+        assert exit_ is not None  # noqa: S101 - looked for a moment ago, and never removed by others
+        identity, spec = read_json(folder / "identity.json"), read_json(folder / "spec.json")
+
+        def decide(state: JobState) -> Sequence[Body]:
+            return end_bodies(state, number, exit_, identity, spec)
+
+        call = self._call(f"exit:{job}:{number}", "exit", work)
+        recorded = self.site.jobs.transact(call, job, decide)
+        if recorded is not None and any(isinstance(body, Exit) for body in recorded.bodies):
+            size, digest = _digest(folder / "log.txt")
+            closed = OutputClosed(attempt=number, bytes=size, sha256=digest)
+            self.site.jobs.note(call.at("output"), [closed], job)
+        (folder / "recorded").touch()
+        self._unwatch(job, number)
+
+    def _after(self, job: str, number: int) -> None:
+        """An attempt whose work is closed but whose keeper was watched: its end, if it comes, is late."""
+        folder = self.workspace.attempt(job, number)
+        gone = all(_readable(fd) for fd in self._watched[job, number])
+        if (folder / "exit.json").exists() and not (folder / "recorded").exists():
+            work = {"position": self.site.jobs.load(job).last, "correlation": f"exit:{job}:{number}"}
+            self._end(job, number, work)
+        elif gone or not folder.exists():
+            self._unwatch(job, number)
+
+    def _lose(self, job: str, number: int, folder: Path, work: Work) -> None:
+        """Both halves of the keeper are gone and left no end: end what is left, then say lost."""
+        spec = read_json(folder / "spec.json")
+        if spec is not None and spec["host"] != host_name():
+            return  # another host's: it waits, visibly, for a caretaker there
+        ended = end_leftovers(read_json(folder / "identity.json"), spec)
+        reason = f"its keeper died without a word; {ended} of its processes were found and ended"
+        lost = AppLost(attempt=number, reason=reason)
+
+        def decide(state: JobState) -> Sequence[Body]:
+            return [lost] if state.live and state.attempt == number else []
+
+        self.site.jobs.transact(self._call(f"exit:{job}:{number}", "lost", work), job, decide)
+        self._unwatch(job, number)
+
+    def _deadline(self, job: str, number: int, work: Work) -> None:
+        """An app that never said it started, or never ended after it said so, is aborted."""
+        state = self.site.jobs.load(job).state
+        if state.state not in (State.STARTING, State.FINISHING) or not state.get("deadline"):
+            return
+        if self.site.jobs.store.now_ms() <= int(state["deadline"]):
+            return
+        why = (
+            "it never said that it had started"
+            if state.state is State.STARTING
+            else "its process did not end"
+        )
+        abort = AbortRequested(attempt=number, origin="deadline", grace=self.site.settings.grace, reason=why)
+
+        def decide(now: JobState) -> Sequence[Body]:
+            same = (
+                now.attempt == number
+                and now.state is state.state
+                and now.get("deadline") == state["deadline"]
+            )
+            return [abort] if same else []
+
+        self.site.jobs.transact(self._call(f"deadline:{job}:{number}", f"{state.state}", work), job, decide)
+
+    # -- aborts ----------------------------------------------------------------------------
+
+    def _abort(self, name: str, job: str, number: int, work: Work) -> None:
+        state = self.site.jobs.load(job).state
+        if state.attempt != number or not state.live:
+            return
+        intent = f"{name}:{work['position']}"
+        folder = self.workspace.attempt(job, number)
+        if intent not in self._told:
+            request = at(self.site.jobs.store, [work["position"]])[0].body
+            with self.workspace.lock(job):
+                write_order(
+                    self.workspace,
+                    job,
+                    through=state["start_position"],
+                    before_ms=0,
+                    grace=request["grace"],
+                )
+            pids = signal_keepers(folder)
+            if state.spawned:
+                told = AbortSignalled(attempt=number, signal="SIGTERM", pids=pids)
+                self.site.jobs.note(self._call(intent, "signalled", work), [told], job)
+            self._told.add(intent)
+        if not state.spawned:
+            self._withdraw_launch(job, number, work)
+
+    def _withdraw_launch(self, job: str, number: int, work: Work) -> None:
+        """A launch that nobody has claimed never will be; one that was claimed sees the order itself."""
+
+        def decide(state: JobState) -> Sequence[Body]:
+            waits = state.attempt == number and state.live and not state.spawned
+            return [LaunchExpired(attempt=number, why="aborted")] if waits else []
+
+        with contextlib.suppress(WorkRefused):
+            self.site.jobs.transact(
+                self._call(f"withdraw:{job}:{number}", work["position"], work),
+                job,
+                decide,
+                conditions={"launch": ("unclaimed", "")},
+            )
+
+    # -- launches and deploys whose worker is gone -------------------------------------------
+
+    def _judge(self, name: str, kind: str, job: str, number: int, work: Work) -> None:
+        if int(work["until"]) >= self.site.jobs.store.now_ms():
+            return
+        self._kill_worker(name, work)
+        used_up = int(work.get("attempts", "0")) >= int(work["max"])
+
+        def decide(state: JobState) -> Sequence[Body]:
+            if kind == "deploy":
+                return self._judge_deploy(state, job, number, work, used_up)
+            return self._judge_launch(state, job, number, used_up)
+
+        with self.workspace.lock(job), contextlib.suppress(WorkRefused, Illegal):
+            self.site.jobs.transact(
+                self._call(f"judge:{name}:{work['token']}", "outcome", work),
+                job,
+                decide,
+                conditions={kind: ("lapsed", "")},
+            )
+
+    def _judge_deploy(
+        self, state: JobState, job: str, number: int, work: Work, used_up: bool
+    ) -> Sequence[Body]:
+        if state.state not in (State.DEPLOYING, State.REDEPLOYING) or state.get("deploys") != str(number):
+            return []
+        done = standing(self.site, job, work["position"])
+        if done is not None:
+            return [done]
+        if used_up:
+            return [
+                DeployFailed(code="ATTEMPTS", error=f"{work['attempts']} workers took it and none finished")
+            ]
+        return []
+
+    def _judge_launch(self, state: JobState, job: str, number: int, used_up: bool) -> Sequence[Body]:
+        if state.attempt != number or not state.live or state.spawned:
+            return []
+        folder = self.workspace.attempt(job, number)
+        exit_ = read_json(folder / "exit.json")
+        if exit_ is not None:
+            return end_bodies(
+                state, number, exit_, read_json(folder / "identity.json"), read_json(folder / "spec.json")
+            )
+        seen = proven(state, number, folder)
+        if seen:
+            return seen
+        order = read_order(self.workspace, job)
+        if order and sequence(order.get("through")) >= sequence(state["start_position"]):
+            return [LaunchExpired(attempt=number, why="aborted")]
+        if used_up:
+            return [LaunchFailed(attempt=number, code="ATTEMPTS", error="no worker brought it to run")]
+        return []
+
+    def _kill_worker(self, name: str, work: Work) -> None:
+        """A worker that kept a lapsed claim must not act late, nor hold the job's lock."""
+        host, pid, ticks = work["claimed_by"].rsplit(":", 2)
+        if host != host_name() or not ticks.isdigit() or int(pid) == os.getpid():
+            return
+        if signal_exact(int(pid), int(ticks), 9):
+            self.site.jobs.note(
+                self._call(f"kill:{name}:{work['token']}", "killed", work),
+                [WorkerKilled(worker=work["claimed_by"], work=name)],
+            )
+            until = time.monotonic() + 2
+            while start_ticks(int(pid)) == int(ticks) and time.monotonic() < until:
+                time.sleep(0.005)
+
+
+def _keepers(identity: dict[str, list[int]]) -> list[tuple[int, int]]:
+    from engine.orders import same_boot
+
+    if not same_boot(identity):
+        return []
+    return [(identity[name][0], identity[name][1]) for name in ("inner", "outer")]
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    if not path.exists():
+        return 0, hashlib.sha256().hexdigest()
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def declare_lost(site: Site, call: Call, job: str, by: str, reason: str) -> None:
+    """An operator says that nobody will ever see this app's end (``abort --lost``).
+
+    Raises:
+        NotLive: the job has no live app.
+    """
+
+    def decide(state: JobState) -> Sequence[Body]:
+        if not state.live:
+            raise NotLive(f"{job} is {state.state}", f"flightlog show {job}")
+        return [AppLost(attempt=state.attempt, reason=reason, declared_by=by)]
+
+    site.jobs.transact(call, job, decide)

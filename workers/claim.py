@@ -1,0 +1,104 @@
+"""Claims: who works on what, until when. A hint for everybody; the fence is the job's lock and the token."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from types import TracebackType
+
+from engine.projection import Conditions
+from engine.site import Site
+from events.append import Ops, WorkRefused
+from events.bodies.job import WorkClaimed
+from events.envelope import Call, Event
+from events.errors import Fenced, FlightlogError
+from events.read import at
+
+
+class Claim:
+    """Open work that this process holds, renewed by a thread while the block lasts.
+
+    Use ``Claim.take``; then ``with claim:`` around the effect.
+    """
+
+    def __init__(self, site: Site, work_id: str, token: str, fields: dict[str, str]) -> None:
+        self.site = site
+        self.work_id = work_id
+        self.token = token
+        self.job = fields["job"]
+        self.kind = fields["kind"]
+        self.number = int(fields["number"])
+        self.position = fields["position"]
+        self.correlation = fields["correlation"]
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def take(cls, site: Site, work_id: str) -> Claim | None:
+        """Claim work; None where it is closed, held by another, or for others to end."""
+        fields = site.jobs.work(work_id)
+        if not fields:
+            return None
+        claim = cls(site, work_id, secrets.token_hex(8), fields)
+        try:
+            claim._append(int(fields["max"]))
+        except WorkRefused:
+            return None
+        return claim
+
+    def _append(self, attempts: int) -> None:
+        until = self.site.jobs.store.now_ms() + int(self.site.settings.lease * 1000)
+        ops = Ops().claim(
+            self.work_id, token=self.token, worker=self.site.process, until=until, attempts=attempts
+        )
+        self.site.jobs.note(
+            self.call(f"claim:{until}"),
+            [WorkClaimed(work=self.work_id, token=self.token, worker=self.site.process, until=until)],
+            self.job,
+            ops,
+        )
+
+    def call(self, step: str) -> Call:
+        """A step of this claim."""
+        return self.site.system_call(
+            step,
+            call_id=f"{self.work_id}:{self.token}",
+            cause=self.position,
+            correlation=self.correlation,
+            role="worker",
+        )
+
+    def conditions(self) -> Conditions:
+        """An outcome closes this work only with our token."""
+        return {self.kind: ("token", self.token)}
+
+    def request(self) -> Event:
+        """The intent that this work carries out."""
+        return at(self.site.jobs.store, [self.position])[0]
+
+    def check(self) -> None:
+        """Raise ``Fenced`` where the work is not ours any more. Asked under the job's lock."""
+        if self.site.jobs.work(self.work_id).get("token") != self.token:
+            raise Fenced(f"work {self.work_id} is closed or was given to another", work=self.work_id)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.site.settings.lease / 3):
+            try:
+                self._append(2**31)
+            except FlightlogError:
+                return  # lapsed, or the record is away: the check before the effect decides
+
+    def __enter__(self) -> Claim:
+        self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1)

@@ -1,0 +1,189 @@
+"""Launch: start a keeper for the attempt, wait for its word, record what the disk proves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.app_config import AppConfig, parse_config
+from engine.archive import CONFIG
+from engine.errors import BadConfig
+from engine.faults import passing
+from engine.files import read_json, write_json
+from engine.fold import JobState
+from engine.orders import covers, read_order
+from engine.outcome import end_bodies, spawn_bodies
+from engine.site import Site
+from engine.workspace import host_name
+from events.append import WorkRefused
+from events.bodies.base import Body
+from events.errors import Fenced
+from workers.claim import Claim
+from workers.spool import drain
+
+KEEPER = Path(__file__).with_name("keeper.py")
+PATIENCE = 20.0  # seconds for the keeper's word
+#: Not handed on to an app: what is ours, and what tells where our servers are.
+WITHHELD = ("FLIGHTLOG_", "RQ_", "REDIS_", "VALKEY_")
+
+
+def launch(site: Site, work_id: str) -> None:
+    """Carry out a launch, so that twice is once. Ends without a word where the work is another's."""
+    drain(site)  # an abort that was given while the record was away comes before any launch
+    claim = Claim.take(site, work_id)
+    if claim is None:
+        return
+    passing("launch-claimed")
+    with claim:
+        folder = site.workspace.attempt(claim.job, claim.number)
+        request = claim.request().body
+        with site.workspace.lock(claim.job):
+            claim.check()
+            refused = None
+            try:
+                start(site, claim, request, folder)
+            except BadConfig as error:
+                refused = {"ran": False, "why": error.code, "error": error.what}
+        passing("launch-before-record")
+        record(site, claim, folder, refused)
+
+
+def record(site: Site, claim: Claim, folder: Path, refused: dict[str, Any] | None) -> None:
+    """Record what the disk proves, which closes the work."""
+
+    def decide(state: JobState) -> Sequence[Body]:
+        return proven(state, claim.number, folder, refused)
+
+    try:
+        site.jobs.transact(claim.call("outcome"), claim.job, decide, conditions=claim.conditions())
+    except WorkRefused as error:
+        raise Fenced(f"the outcome of {claim.work_id} was recorded by another") from error
+
+
+def proven(
+    state: JobState, attempt: int, folder: Path, refused: dict[str, Any] | None = None
+) -> Sequence[Body]:
+    """What an attempt's folder proves of its launch; nothing where that is recorded already."""
+    if state.attempt != attempt or not state.live or state.spawned:
+        return []
+    identity, spec = read_json(folder / "identity.json"), read_json(folder / "spec.json")
+    exit_ = refused or read_json(folder / "exit.json")
+    if exit_ is not None and not exit_["ran"]:
+        return end_bodies(state, attempt, exit_, identity, spec)
+    if identity is not None and spec is not None:
+        return spawn_bodies(attempt, identity, spec)
+    return []
+
+
+def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> None:
+    """Start the keeper, unless the attempt has run, runs, or is not to run. Called under the job's lock.
+
+    Raises:
+        BadConfig: the app in place names nothing to run.
+    """
+    if (folder / "identity.json").exists() or (folder / "exit.json").exists():
+        return
+    if covers(read_order(site.workspace, claim.job), claim.position):
+        write_json(
+            folder / "exit.json", {"ran": False, "why": "aborted", "error": "aborted before the launch"}
+        )
+        return
+    config = app_config(site, claim.job)
+    run = site.workspace.run(claim.job)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_log(run, folder)
+    (run / "_process_rc.txt").unlink(missing_ok=True)
+    marker = secrets.token_hex(16)
+    spec = {
+        "argv": list(config.command),
+        "env": environment(site, claim, config, request, marker),
+        "cwd": str(site.workspace.app(claim.job)),
+        "run": str(run),
+        "log": str(folder / "log.txt"),
+        "marker": marker,
+        "grace": config.grace if config.grace is not None else site.settings.grace,
+        "start": claim.position,
+        "host": host_name(),
+        "started_by": config.started_by,
+        "argv_sha256": hashlib.sha256("\0".join(config.command).encode()).hexdigest(),
+    }
+    write_json(folder / "spec.json", spec)
+    keep(folder)
+
+
+def app_config(site: Site, job: str) -> AppConfig:
+    """The config of the app in place."""
+    path = site.workspace.app(job) / CONFIG
+    return parse_config(path.read_bytes() if path.exists() else None)
+
+
+def environment(
+    site: Site, claim: Claim, config: AppConfig, request: dict[str, Any], marker: str
+) -> dict[str, str]:
+    """The app's environment: this host's, without what is ours; then what the site and the app say."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(WITHHELD)}
+    # "python" in a command is the site's Python, whichever way the pool was started.
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    env["PYTHONPATH"] = str(site.workspace.app(claim.job) / "custom")
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    env |= request["environment"]
+    env |= config.env
+    return env | {
+        "FLIGHTLOG_JOB_ID": claim.job,
+        "FLIGHTLOG_SITE": site.name,
+        "FLIGHTLOG_RUN_DIR": str(site.workspace.run(claim.job)),
+        "FLIGHTLOG_ATTEMPT": str(claim.number),
+        "FLIGHTLOG_MARKER": marker,
+    }
+
+
+def prepare_log(run: Path, folder: Path) -> None:
+    """``log.txt`` of the run folder is the attempt's; those of earlier attempts get its number."""
+    log = folder / "log.txt"
+    log.touch(mode=0o600)
+    shown = run / "log.txt"
+    if shown.exists():
+        if shown.samefile(log):
+            return
+        number = (
+            max((int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()), default=1) - 1
+        )
+        shown.rename(run / f"log.{max(number, 1)}.txt")
+    os.link(log, shown)
+
+
+def keep(folder: Path) -> None:
+    """Start the keeper and wait for its word; what it did is on disk either way."""
+    ready, said = os.pipe()
+    try:
+        with (folder / "keeper.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(KEEPER), str(folder), str(said)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(said,),
+                start_new_session=True,
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+            )
+    finally:
+        os.close(said)
+    try:
+        readable, _, _ = select.select([ready], [], [], PATIENCE)
+        word = os.read(ready, 100).decode().strip() if readable else ""
+    finally:
+        os.close(ready)
+    if word == "BUSY":
+        process.wait()
+        until = time.monotonic() + PATIENCE
+        while not (folder / "identity.json").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+    process.returncode = 0  # it outlives us on purpose: no warning about a child left running

@@ -1,0 +1,123 @@
+"""The pool: N workers, started anew when they die; in their parent the caretaker and the reconciler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import FrameType
+
+from engine.site import Site
+from engine.workspace import host_name
+from events.bodies.base import Body
+from events.bodies.site import PoolStarted, PoolStopped, ServerAdopted, WorkerDied
+from events.errors import FlightlogError
+from workers.caretaker import Caretaker
+from workers.reconciler import Reconciler
+
+log = logging.getLogger("flightlog.pool")
+
+SUPERVISE_EVERY = 0.2  # seconds
+QUICK_DEATH = 2.0  # a worker that lives shorter is started anew only after a pause
+
+
+class Pool:
+    """A site's workers on this host.
+
+    Args:
+        site: an opened site; ``site.settings.workers`` is the size.
+        until_eof: end when standard input does, which is when the engine that started us is gone.
+    """
+
+    def __init__(self, site: Site, *, until_eof: bool = False) -> None:
+        self.site = site
+        self.stop = threading.Event()
+        self._workers: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._not_before = 0.0
+        if until_eof:
+            threading.Thread(target=self._await_eof, name="until-eof", daemon=True).start()
+
+    def run(self) -> int:
+        """Run until told to end; apps keep running."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        self._note(
+            "started", PoolStarted(host=host_name(), pid=os.getpid(), workers=self.site.settings.workers)
+        )
+        duties = [
+            threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),
+            threading.Thread(target=Reconciler(self.site).run, args=(self.stop,), name="reconciler"),
+        ]
+        for duty in duties:
+            duty.start()
+        servers_looked_at = 0.0
+        while not self.stop.is_set():
+            self._supervise()
+            if time.monotonic() - servers_looked_at > 1.0:
+                servers_looked_at = time.monotonic()
+                self._servers()
+            self.stop.wait(SUPERVISE_EVERY)
+        for process, _ in self._workers.values():
+            process.terminate()
+        for process, _ in self._workers.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for duty in duties:
+            duty.join(10)
+        self._note("stopped", PoolStopped(host=host_name(), pid=os.getpid()))
+        self.site.close()
+        return 0
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()
+
+    def _await_eof(self) -> None:
+        while os.read(0, 4096):
+            pass
+        self.stop.set()
+
+    def _supervise(self) -> None:
+        now = time.monotonic()
+        for pid, (process, since) in list(self._workers.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._workers[pid]
+            if now - since < QUICK_DEATH:
+                self._not_before = now + 1.0
+            self._note(f"died:{pid}", WorkerDied(worker=f"{host_name()}:{pid}", returncode=code))
+        while len(self._workers) < self.site.settings.workers and now >= self._not_before:
+            process = self._start()
+            self._workers[process.pid] = (process, now)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "workers", "worker"),
+                *("--workspace", str(self.site.workspace.root)),
+                *("--record-url", self.site.settings.record_url),
+                *("--fabric-url", self.site.settings.fabric_url),
+            ],
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _servers(self) -> None:
+        """Start an embedded server that died again, and say so."""
+        try:
+            for role, pid in self.site.servers.ensure():
+                self._note(f"server:{role}:{pid}", ServerAdopted(server=role, pid=pid, started=True))
+        except FlightlogError as error:
+            log.warning("%s", error)
+
+    def _note(self, step: str, body: Body) -> None:
+        try:
+            self.site.jobs.note(self.site.system_call(step, role="pool"), [body])
+        except FlightlogError as error:
+            log.warning("%s could not be recorded: %s", body.name(), error)

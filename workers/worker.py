@@ -1,0 +1,57 @@
+"""One RQ worker: one queue, JSON only, registered tasks only, a fork for each task."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import redis
+from rq import Queue, Worker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from engine.ring import queue_name
+from engine.site import Site
+from workers.here import set_site
+from workers.job_class import RegisteredJob
+
+
+class SiteWorker(Worker):
+    """An RQ worker with a heartbeat short enough to notice a dead one."""
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds until RQ counts this worker as gone."""
+        return int(self.job_monitoring_interval) * 3
+
+    def work_horse_setup(self) -> None:
+        """Nothing beside the fork: the site's connections reset themselves in the child."""
+
+
+def run_worker(site: Site, *, burst: bool = False) -> int:
+    """Work until told to end; the exit code.
+
+    A fabric that is away is waited for: work waits on the record meanwhile.
+    """
+    set_site(site)
+    import workers.tasks  # noqa: F401 - loaded once, before any fork
+
+    client = redis.Redis.from_url(site.servers.fabric_url, protocol=2)
+    queue = Queue(
+        queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob
+    )
+    options: dict[str, Any] = {
+        "connection": client,
+        "serializer": JSONSerializer,
+        "job_class": RegisteredJob,
+        "worker_ttl": site.settings.worker_ttl,
+        "maintenance_interval": 30,
+        "job_monitoring_interval": 5,
+        "log_job_description": False,
+    }
+    while True:
+        try:
+            SiteWorker([queue], **options).work(burst=burst, logging_level="WARNING")
+        except redis.RedisError:
+            time.sleep(0.2)
+            continue
+        return 0
