@@ -46,9 +46,7 @@ def system_actor(role: str) -> Actor:
 
 
 @contextmanager
-def acting_as(
-    actor: Actor | str, *, reason: str | None = None, call_id: str | None = None
-) -> Iterator[Actor]:
+def acting_as(actor: Actor | str, *, reason: str | None = None, call_id: str | None = None) -> Iterator[Actor]:
     """Within the block, calls are of this actor, for this reason.
 
     Args:

@@ -103,9 +103,7 @@ def inspect(data: object, limits: Limits | None = None) -> Contents:
         BadConfig: the config is larger than 1 MiB.
     """
     if not isinstance(data, bytes):
-        raise ArgumentTypeInvalid(
-            f"app_data must be bytes, not {type(data).__name__}", _FIX, field="app_data"
-        )
+        raise ArgumentTypeInvalid(f"app_data must be bytes, not {type(data).__name__}", _FIX, field="app_data")
     with _opened(data, limits or Limits()) as (archive, entries, _):
         files = {entry.name: entry for entry in entries if not entry.folder}
         return Contents(
@@ -192,9 +190,7 @@ def pack(folder: Path) -> bytes:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise BadArchive(
-            f"the app folder {folder} {what}", "name the folder that holds config/", field="app_data"
-        )
+        raise BadArchive(f"the app folder {folder} {what}", "name the folder that holds config/", field="app_data")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for path in _walk(folder):
@@ -255,9 +251,7 @@ def _source(data: bytes | Path) -> Iterator[IO[bytes]]:
         try:
             source: IO[bytes] = data.open("rb")
         except OSError as error:
-            raise BadArchive(
-                f"the archive {data} cannot be read: {error.strerror}", "deploy it again"
-            ) from error
+            raise BadArchive(f"the archive {data} cannot be read: {error.strerror}", "deploy it again") from error
     else:
         source = io.BytesIO(data)
     with source:
@@ -303,9 +297,7 @@ def _config(archive: zipfile.ZipFile, entry: _Entry) -> bytes:
     for chunk in _chunks(archive, entry):
         config += chunk
         if len(config) > _CONFIG_MAX:
-            raise BadConfig(
-                f"{CONFIG} has more than {_CONFIG_MAX} bytes", "move the data to a file of its own"
-            )
+            raise BadConfig(f"{CONFIG} has more than {_CONFIG_MAX} bytes", "move the data to a file of its own")
     return bytes(config)
 
 
@@ -363,11 +355,7 @@ def _check_kind(name: str, folder: bool, info: zipfile.ZipInfo) -> None:
         raise _refuse(name, "is a symbolic link")
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         raise _refuse(name, "is a device, a pipe or a socket")
-    if (
-        (kind == stat.S_IFDIR and not folder)
-        or (kind == stat.S_IFREG and folder)
-        or (folder and info.file_size)
-    ):
+    if (kind == stat.S_IFDIR and not folder) or (kind == stat.S_IFREG and folder) or (folder and info.file_size):
         raise _refuse(name, "is a file and a folder at once")
     if info.flag_bits & 0x41:
         raise _refuse(name, "is encrypted")
@@ -436,18 +424,14 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            raise BadArchive(
-                f"{path} is a symbolic link", "put the file itself in its place", field="app_data"
-            )
+            raise BadArchive(f"{path} is a symbolic link", "put the file itself in its place", field="app_data")
         if stat.S_ISDIR(mode):
             inside = list(_walk(path))
             yield from inside or [path]
         elif stat.S_ISREG(mode):
             yield path
         else:
-            raise BadArchive(
-                f"{path} is a device, a pipe or a socket", "take it out of the app", field="app_data"
-            )
+            raise BadArchive(f"{path} is a device, a pipe or a socket", "take it out of the app", field="app_data")
 
 
 def _info(name: str, mode: int) -> zipfile.ZipInfo:

@@ -74,9 +74,7 @@ class Blobs:
         except FileNotFoundError:
             raise BadArchive(f"the app's archive {path} is missing", fix, digest=digest) from None
         if hashlib.sha256(data).hexdigest() != digest:
-            raise BadArchive(
-                f"the app's archive {path} was altered: its digest is another", fix, digest=digest
-            )
+            raise BadArchive(f"the app's archive {path} was altered: its digest is another", fix, digest=digest)
         return data
 
     def remove(self, digest: str) -> None:

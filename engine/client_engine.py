@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from engine import actors
-from engine.calls.abort import abort
+from engine.calls.abort import abort, declare_lost
 from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.notify import notify
@@ -48,8 +49,9 @@ from engine.errors import (
     ScopeDenied,
     SignatureBad,
 )
-from engine.files import FileLock
+from engine.files import FileLock, write_json
 from engine.holdings import Holdings
+from engine.orders import start_ticks
 from engine.reactor import Reactor
 from engine.resources.spec import ResourceConsumerSpec, ResourceManagerSpec
 from engine.site import Site
@@ -66,7 +68,7 @@ from events.bodies.site import (
     RestartRequested,
     ShutdownRequested,
 )
-from events.envelope import Actor
+from events.envelope import Actor, iso
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.engine")
@@ -163,6 +165,12 @@ class ClientEngine:
         self._core.view.start()
         if self.role != "owner":
             return
+        owner = {
+            "pid": os.getpid(),
+            "ticks": start_ticks(os.getpid()),
+            "since": iso(time.time_ns() // 10**6),
+        }
+        write_json(site.workspace.flight / "owner.json", owner)
         for job, state in self._core.view.live():
             self._holdings.restore(job, state)
         self._reactor.start()
@@ -173,8 +181,6 @@ class ClientEngine:
 
     def _sweep(self) -> None:
         """Blobs that no intent needs any more."""
-        import time
-
         keep = {
             state.get("next_sha256", "")
             for _, loaded in self._core.site.jobs.load_many(
@@ -475,6 +481,14 @@ class ClientEngine:
         except JobUnknown as error:
             return ERROR + str(error)
         return "Abort signal has been sent to the client App."
+
+    def declare_lost(self, job_id: str, reason: str) -> None:
+        """Close an app whose end nobody will ever see (``flightlog abort --lost``).
+
+        Raises:
+            JobUnknown, NotLive: there is no live app.
+        """
+        declare_lost(self._core, job_id, reason)
 
     def delete_run(self, job_id: str) -> str:
         """Remove a job's run folder.

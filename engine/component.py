@@ -55,9 +55,7 @@ class FLComponent:
             fl_ctx: what the event carries; a handler answers by setting props.
         """
 
-    def register_event_handler(
-        self, event_types: str | Sequence[str], handler: Callback, **kwargs: Any
-    ) -> None:
+    def register_event_handler(self, event_types: str | Sequence[str], handler: Callback, **kwargs: Any) -> None:
         """Have ``handler`` called for these events, instead of ``handle_event``.
 
         A handler registered twice for one event is called once, as it was registered first.
@@ -126,9 +124,7 @@ class FLComponent:
         self.logger.critical("%s%s", _where(fl_ctx), msg)
 
 
-def dispatch(
-    event_type: str, handlers: Iterable[FLComponent], fl_ctx: FLContext
-) -> list[tuple[str, Exception]]:
+def dispatch(event_type: str, handlers: Iterable[FLComponent], fl_ctx: FLContext) -> list[tuple[str, Exception]]:
     """Tell every component about an event: in order, on this thread, one after the other.
 
     A handler that raises does not keep the event from the next one. Its exception is logged

@@ -112,10 +112,11 @@ class NotifyStopped(Command):
 
     method: ClassVar[str] = "notify_stopped"
     by: str
+    ends_within: float
 
     def event(self, state: JobState) -> Body:
         """AppStopping of the current attempt."""
-        return AppStopping(attempt=state.attempt, by=self.by)
+        return AppStopping(attempt=state.attempt, by=self.by, ends_within=self.ends_within)
 
 
 @dataclass(frozen=True, slots=True)

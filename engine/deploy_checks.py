@@ -55,9 +55,7 @@ def check_scope(workspace: Path, meta: Mapping[str, Any]) -> None:
     except (_Malformed, TypeError) as error:
         allowed, fix = False, f"correct local/privacy.json: {error}"
     if not allowed:
-        raise ScopeDenied(
-            f"privacy scope '{scope}' is not allowed", fix, field="job_meta['scope']", scope=scope
-        )
+        raise ScopeDenied(f"privacy scope '{scope}' is not allowed", fix, field="job_meta['scope']", scope=scope)
 
 
 def check_byoc(
@@ -163,9 +161,7 @@ def _may(policy: Mapping[str, Any], right: str, person: Mapping[str, str], org: 
     """Whether the policy gives the person the right; no rule for the role or right: no."""
     if policy.get("format_version") != "1.0":
         raise _Malformed("format_version must be '1.0'")
-    roles = {
-        _norm(role): rights for role, rights in _object(policy.get("permissions"), "permissions").items()
-    }
+    roles = {_norm(role): rights for role, rights in _object(policy.get("permissions"), "permissions").items()}
     rights = roles.get(_norm(person.get("role", "")))
     if isinstance(rights, dict):
         rights = {_norm(name): conditions for name, conditions in rights.items()}.get(right)

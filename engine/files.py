@@ -37,9 +37,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no room to write {path}", f"free some space on the disk of {path.parent}"
-            ) from error
+            raise DiskFull(f"no room to write {path}", f"free some space on the disk of {path.parent}") from error
         raise
 
 

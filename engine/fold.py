@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 from engine.lifecycle import (
     AT_REST,
     CLIENT_STATUS,
-    FINISHING_DEADLINE,
     LIVE,
-    STARTED_DEADLINE,
     State,
     compiled_events,
 )
@@ -204,7 +202,7 @@ def _spawned(state: JobState, fact: Fact) -> dict[str, str]:
     }
     if state.get("state") == State.STARTING:
         change["waiting_for"] = "the app to say that it has started"
-        change["deadline"] = later(fact.ms, STARTED_DEADLINE) if body["started_by"] == "notify" else ""
+        change["deadline"] = later(fact.ms, body["started_within"]) if body["started_within"] else ""
     return change
 
 
@@ -225,7 +223,7 @@ def _stopping(state: JobState, fact: Fact) -> dict[str, str]:
     if state.get("state") != State.ABORTING:
         change |= {
             "waiting_for": "the app's process to end",
-            "deadline": later(fact.ms, FINISHING_DEADLINE),
+            "deadline": later(fact.ms, fact.body["ends_within"]),
         }
     return change
 

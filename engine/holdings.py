@@ -27,9 +27,7 @@ class Holdings:
         context: makes a context for the manager.
     """
 
-    def __init__(
-        self, core: Core, find: Callable[[str], object | None], context: Callable[[], FLContext]
-    ) -> None:
+    def __init__(self, core: Core, find: Callable[[str], object | None], context: Callable[[], FLContext]) -> None:
         self._core = core
         self._find = find
         self._context = context
@@ -49,9 +47,7 @@ class Holdings:
         manager = self._find(state.get("manager", ""))
         restore = getattr(manager, "restore_resources", None)
         if restore is None:
-            log.warning(
-                "%s holds %s, but its manager %r is not here", job_id, resources, state.get("manager")
-            )
+            log.warning("%s holds %s, but its manager %r is not here", job_id, resources, state.get("manager"))
             return
         token = self._token_digest(state)
         restore(resources, token, self._context())

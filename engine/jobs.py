@@ -73,9 +73,7 @@ class Jobs:
             jobs = cast("int", self.store.command("ZCARD", self.store.keys.by_time))
             actor = Actor(id="flightlog", kind="system")
             call = Call(call_id=f"rebuild-{self.store.now_ms()}", actor=actor, step="rebuilt")
-            Log(self.store).append(
-                call, [NewEvent(SITE, ProjectionRebuilt(why=why, events=count, jobs=jobs))]
-            )
+            Log(self.store).append(call, [NewEvent(SITE, ProjectionRebuilt(why=why, events=count, jobs=jobs))])
 
     def rebuild(self, why: str) -> None:
         """Write everything that derives from the log anew, and record that."""
@@ -149,9 +147,7 @@ class Jobs:
             return Recorded(appended, bodies, loaded.state, after, revision)
         raise AssertionError("unreachable")
 
-    def note(
-        self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None
-    ) -> Appended:
+    def note(self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None) -> Appended:
         """Record notes about a job, or about the site; they never transition."""
         subject = job_subject(job_id) if job_id else SITE
         if job_id:
@@ -185,9 +181,7 @@ class Jobs:
         """All open work with its fields and its ``deadline`` in ms (``inf``: none)."""
         keys = self.store.keys
         with translated():
-            listed = cast(
-                "list[tuple[str, float]]", self.store.client.zrange(keys.open, 0, -1, withscores=True)
-            )
+            listed = cast("list[tuple[str, float]]", self.store.client.zrange(keys.open, 0, -1, withscores=True))
             pipe = self.store.client.pipeline(transaction=False)
             for name, _ in listed:
                 pipe.hgetall(keys.work(name))

@@ -155,11 +155,6 @@ EXECUTORS = {
     "settle": ("the reactor", "waits, visibly"),
 }
 
-#: Seconds; they are carried in the events, so that a replay knows what held then.
-CLAIM_DEADLINE = 60.0
-STARTED_DEADLINE = 60.0
-FINISHING_DEADLINE = 60.0
-
 CLIENT_STATUS: dict[State, str] = {
     **dict.fromkeys(BARE + BROKEN[:1], "not started"),
     **dict.fromkeys((S.DEPLOYING, S.REDEPLOYING, S.DEPLOYED), "not started"),

@@ -39,9 +39,7 @@ def check_meta(meta: object, job_id: str) -> dict[str, Any]:
     try:
         size = len(canonical(plain))
     except ValueError as error:  # an integer with thousands of digits
-        raise ArgumentInvalid(
-            f"job_meta holds a number that is too long: {error}", field="job_meta"
-        ) from error
+        raise ArgumentInvalid(f"job_meta holds a number that is too long: {error}", field="job_meta") from error
     if size > MAX_BYTES:
         raise ArgumentInvalid(
             f"job_meta has {size} bytes as JSON, {MAX_BYTES} are allowed",
@@ -68,9 +66,7 @@ def drift(deployed: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
 
 def _plain(value: Any, where: str, depth: int) -> Any:
     if depth > _MAX_DEPTH:
-        raise ArgumentInvalid(
-            f"{where} is nested too deeply", f"nest at most {_MAX_DEPTH} levels", field=where
-        )
+        raise ArgumentInvalid(f"{where} is nested too deeply", f"nest at most {_MAX_DEPTH} levels", field=where)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -94,7 +90,5 @@ def _plain(value: Any, where: str, depth: int) -> Any:
 
 def _key(key: Any, where: str) -> str:
     if not isinstance(key, str):
-        raise ArgumentTypeInvalid(
-            f"{where} has the key {key!r}, which is not a string", "make it one", field=where
-        )
+        raise ArgumentTypeInvalid(f"{where} has the key {key!r}, which is not a string", "make it one", field=where)
     return str.__str__(key)

@@ -14,9 +14,7 @@ from engine.files import read_json, write_json
 from engine.workspace import Workspace
 
 
-def write_order(
-    workspace: Workspace, job_id: str, *, through: str | None, before_ms: int, grace: float
-) -> None:
+def write_order(workspace: Workspace, job_id: str, *, through: str | None, before_ms: int, grace: float) -> None:
     """Order the end of a job's app, so that it holds after the death of everybody.
 
     Args:
@@ -101,6 +99,4 @@ def boot_id() -> str:
 
 def same_boot(identity: dict[str, Any]) -> bool:
     """Whether a keeper's identity is of this boot and this pid namespace."""
-    return bool(
-        identity["boot_id"] == boot_id() and identity["pid_namespace"] == os.readlink("/proc/self/ns/pid")
-    )
+    return bool(identity["boot_id"] == boot_id() and identity["pid_namespace"] == os.readlink("/proc/self/ns/pid"))

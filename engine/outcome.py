@@ -54,6 +54,7 @@ def spawn_bodies(attempt: int, identity: Mapping[str, Any], spec: Mapping[str, A
             start_ticks=identity["start_ticks"],
             argv_sha256=spec["argv_sha256"],
             started_by=spec["started_by"],
+            started_within=spec["started_within"] if spec["started_by"] == "notify" else None,
             isolation="none",
             network="open",
         )

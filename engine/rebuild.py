@@ -79,9 +79,7 @@ class JobProjector:
         rest = event.rest()
         name = f"call:{rest['call']}:{rest['step']}"
         if job is not None:
-            fact = Fact(
-                event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"]
-            )
+            fact = Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
             state = self.states.setdefault(job, JobState())
             state.update(changes(state, fact))
             self.works.apply(job, state, fact, name)

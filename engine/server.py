@@ -47,9 +47,7 @@ def runtime_folder(workspace: Workspace) -> Path:
         )
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.stat().st_uid != os.getuid():
-        raise ArgumentInvalid(
-            f"{root} belongs to another user", "set FLIGHTLOG_RUNTIME_DIR to a folder of your own"
-        )
+        raise ArgumentInvalid(f"{root} belongs to another user", "set FLIGHTLOG_RUNTIME_DIR to a folder of your own")
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 

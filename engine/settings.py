@@ -24,22 +24,20 @@ class Settings(BaseSettings):
     pool: Literal["own", "elsewhere"] = Field(
         default="own", description="own: the engine supervises a pool; elsewhere: it runs by itself"
     )
-    durability: Literal["everysec", "always"] = Field(
-        default="everysec", description="fsync of the embedded record"
-    )
-    deploy_timeout: float = Field(
-        default=8, gt=0, description="how long deploy_app waits (the server waits 10)"
-    )
-    start_timeout: float = Field(
-        default=15, gt=0, description="how long start_app waits (the server waits 20)"
-    )
-    abort_timeout: float = Field(
-        default=1.5, ge=0, description="how long abort_app waits (the server waits 2)"
-    )
+    durability: Literal["everysec", "always"] = Field(default="everysec", description="fsync of the embedded record")
+    deploy_timeout: float = Field(default=8, gt=0, description="how long deploy_app waits (the server waits 10)")
+    start_timeout: float = Field(default=15, gt=0, description="how long start_app waits (the server waits 20)")
+    abort_timeout: float = Field(default=1.5, ge=0, description="how long abort_app waits (the server waits 2)")
     delete_timeout: float = Field(default=8, gt=0, description="how long delete_run waits")
     grace: float = Field(default=10, ge=0, description="between the polite signal and the kill")
     lease: float = Field(default=15, gt=0, description="a claim that is not renewed lapses after this")
     claim_deadline: float = Field(default=60, gt=0, description="work that nobody claims expires after this")
+    started_deadline: float = Field(
+        default=60, gt=0, description="an app that is to say that it has started, and does not, is aborted"
+    )
+    finishing_deadline: float = Field(
+        default=60, gt=0, description="an app that said it is over, and whose process stays, is aborted"
+    )
     reconcile_every: float = Field(default=5, gt=0, description="between looks for work that needs a bell")
     worker_ttl: int = Field(default=20, ge=16, description="a worker's heartbeat; RQ waits 15 less for a job")
     task_timeout: int = Field(default=120, gt=0, description="one task, before RQ ends it")

@@ -169,9 +169,7 @@ def _signer(root_ca: x509.Certificate, pem: bytes) -> tuple[rsa.RSAPublicKey, di
         PolicyBuilder()
         .store(Store([root_ca]))
         .time(datetime.now(UTC))
-        .extension_policies(
-            ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all()
-        )
+        .extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all())
         .build_client_verifier()
     )
     try:

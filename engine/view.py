@@ -69,9 +69,7 @@ class View:
         with self._changed:
             return [(job, state) for job, (state, _) in self._states.items() if state.live]
 
-    def wait(
-        self, job_id: str, version: int, done: Callable[[JobState], bool], timeout: float
-    ) -> JobState | None:
+    def wait(self, job_id: str, version: int, done: Callable[[JobState], bool], timeout: float) -> JobState | None:
         """Wait until a job's state, at ``version`` or later, satisfies ``done``.
 
         Args:

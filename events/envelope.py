@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -60,6 +61,12 @@ class Call:
             cause=cause or self.cause,
             correlation=self.correlation,
         )
+
+
+def iso(ms: str | int) -> str:
+    """A time in ms since the epoch as RFC 3339, UTC."""
+    moment = datetime.fromtimestamp(int(ms) / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def digest_of(*arguments: Any) -> str:
@@ -116,7 +123,7 @@ class Event:
             "version": self.version,
             "type": self.type,
             "schema": rest["schema"],
-            "time": int(self.ms) / 1000,
+            "time": iso(self.ms),
             "actor": rest["actor"],
             "call_id": rest["call"],
             "step": rest["step"],

@@ -8,7 +8,10 @@ from typing import Any, cast
 
 from events.envelope import Event, from_entry
 from events.errors import LogUnavailable
-from events.store import BLOCK_MS, Store, translated
+from events.store import Store, translated
+
+#: A follower looks up from its blocking read this often, to see whether it is to stop.
+LOOK_MS = 300
 
 
 def follow(
@@ -36,7 +39,7 @@ def follow(
             with translated():
                 answer = cast(
                     "list[Any]",
-                    store.client.xread({store.keys.log: cursor}, count=page, block=min(BLOCK_MS, 1000)),
+                    store.client.xread({store.keys.log: cursor}, count=page, block=LOOK_MS),
                 )
         except LogUnavailable as error:
             if on_loss is not None:

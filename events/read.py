@@ -16,9 +16,7 @@ def read(store: Store, *, after: str = "0-0", upto: str = "+", page: int = PAGE)
     cursor = after
     while True:
         with translated():
-            entries = cast(
-                "list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", max=upto, count=page)
-            )
+            entries = cast("list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", max=upto, count=page))
         for position, fields in entries:
             yield from_entry(position, fields)
         if len(entries) < page:

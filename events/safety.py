@@ -20,9 +20,7 @@ def check_server(client: redis.Redis) -> None:
     info = client.info()
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:
-        raise ServerUnsafe(
-            f"the record server is version {version}", "use Redis 7.0 or newer, or Valkey 8 or newer"
-        )
+        raise ServerUnsafe(f"the record server is version {version}", "use Redis 7.0 or newer, or Valkey 8 or newer")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise ServerUnsafe(

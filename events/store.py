@@ -129,9 +129,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except redis.exceptions.OutOfMemoryError as error:
-        raise RecordFull(
-            "the record server is at its maxmemory", "raise maxmemory on the record server"
-        ) from error
+        raise RecordFull("the record server is at its maxmemory", "raise maxmemory on the record server") from error
     except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError) as error:
         raise LogUnavailable(
             f"the record server does not answer ({_first_line(error)})",

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import NotLive
 from engine.files import FileLock, read_json
 from engine.fold import Illegal, JobState
 from engine.lifecycle import State
@@ -182,9 +181,7 @@ class Caretaker:
         self._watched[job, number] = fds
         if int(work["opened"]) < self.since_ms:
             adopted = AppAdopted(attempt=number, caretaker=self.site.process, host=host_name())
-            self.site.jobs.note(
-                self._call(f"adopt:{job}:{number}", f"by:{self.site.process}", work), [adopted], job
-            )
+            self.site.jobs.note(self._call(f"adopt:{job}:{number}", f"by:{self.site.process}", work), [adopted], job)
 
     def _unwatch(self, job: str, number: int) -> None:
         for fd in self._watched.pop((job, number), []):
@@ -249,19 +246,11 @@ class Caretaker:
             return
         if self.site.jobs.store.now_ms() <= int(state["deadline"]):
             return
-        why = (
-            "it never said that it had started"
-            if state.state is State.STARTING
-            else "its process did not end"
-        )
+        why = "it never said that it had started" if state.state is State.STARTING else "its process did not end"
         abort = AbortRequested(attempt=number, origin="deadline", grace=self.site.settings.grace, reason=why)
 
         def decide(now: JobState) -> Sequence[Body]:
-            same = (
-                now.attempt == number
-                and now.state is state.state
-                and now.get("deadline") == state["deadline"]
-            )
+            same = now.attempt == number and now.state is state.state and now.get("deadline") == state["deadline"]
             return [abort] if same else []
 
         self.site.jobs.transact(self._call(f"deadline:{job}:{number}", f"{state.state}", work), job, decide)
@@ -328,18 +317,14 @@ class Caretaker:
                 conditions={kind: ("lapsed", "")},
             )
 
-    def _judge_deploy(
-        self, state: JobState, job: str, number: int, work: Work, used_up: bool
-    ) -> Sequence[Body]:
+    def _judge_deploy(self, state: JobState, job: str, number: int, work: Work, used_up: bool) -> Sequence[Body]:
         if state.state not in (State.DEPLOYING, State.REDEPLOYING) or state.get("deploys") != str(number):
             return []
         done = standing(self.site, job, work["position"])
         if done is not None:
             return [done]
         if used_up:
-            return [
-                DeployFailed(code="ATTEMPTS", error=f"{work['attempts']} workers took it and none finished")
-            ]
+            return [DeployFailed(code="ATTEMPTS", error=f"{work['attempts']} workers took it and none finished")]
         return []
 
     def _judge_launch(self, state: JobState, job: str, number: int, used_up: bool) -> Sequence[Body]:
@@ -395,18 +380,3 @@ def _digest(path: Path) -> tuple[int, str]:
         return 0, hashlib.sha256().hexdigest()
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def declare_lost(site: Site, call: Call, job: str, by: str, reason: str) -> None:
-    """An operator says that nobody will ever see this app's end (``abort --lost``).
-
-    Raises:
-        NotLive: the job has no live app.
-    """
-
-    def decide(state: JobState) -> Sequence[Body]:
-        if not state.live:
-            raise NotLive(f"{job} is {state.state}", f"flightlog show {job}")
-        return [AppLost(attempt=state.attempt, reason=reason, declared_by=by)]
-
-    site.jobs.transact(call, job, decide)

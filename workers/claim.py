@@ -48,9 +48,7 @@ class Claim:
 
     def _append(self, attempts: int) -> None:
         until = self.site.jobs.store.now_ms() + int(self.site.settings.lease * 1000)
-        ops = Ops().claim(
-            self.work_id, token=self.token, worker=self.site.process, until=until, attempts=attempts
-        )
+        ops = Ops().claim(self.work_id, token=self.token, worker=self.site.process, until=until, attempts=attempts)
         self.site.jobs.note(
             self.call(f"claim:{until}"),
             [WorkClaimed(work=self.work_id, token=self.token, worker=self.site.process, until=until)],

@@ -100,6 +100,4 @@ class Deleter:
 
 
 def _size(folder: Path) -> int:
-    return (
-        sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()) if folder.exists() else 0
-    )
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()) if folder.exists() else 0

@@ -131,11 +131,7 @@ def become(spec: Spec, go: int, failed: int) -> NoReturn:
         os.chdir(spec["cwd"])
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - a list, as configured
     except OSError as error:
-        why = (
-            "COMMAND_NOT_FOUND"
-            if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
-            else "EXEC_FAILED"
-        )
+        why = "COMMAND_NOT_FOUND" if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC) else "EXEC_FAILED"
         os.write(failed, f"{why} {spec['argv'][0]}: {error.strerror}".encode())
     os._exit(127)
 

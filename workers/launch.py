@@ -68,9 +68,7 @@ def record(site: Site, claim: Claim, folder: Path, refused: dict[str, Any] | Non
         raise Fenced(f"the outcome of {claim.work_id} was recorded by another") from error
 
 
-def proven(
-    state: JobState, attempt: int, folder: Path, refused: dict[str, Any] | None = None
-) -> Sequence[Body]:
+def proven(state: JobState, attempt: int, folder: Path, refused: dict[str, Any] | None = None) -> Sequence[Body]:
     """What an attempt's folder proves of its launch; nothing where that is recorded already."""
     if state.attempt != attempt or not state.live or state.spawned:
         return []
@@ -92,9 +90,7 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
     if (folder / "identity.json").exists() or (folder / "exit.json").exists():
         return
     if covers(read_order(site.workspace, claim.job), claim.position):
-        write_json(
-            folder / "exit.json", {"ran": False, "why": "aborted", "error": "aborted before the launch"}
-        )
+        write_json(folder / "exit.json", {"ran": False, "why": "aborted", "error": "aborted before the launch"})
         return
     config = app_config(site, claim.job)
     run = site.workspace.run(claim.job)
@@ -113,6 +109,7 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
         "start": claim.position,
         "host": host_name(),
         "started_by": config.started_by,
+        "started_within": site.settings.started_deadline,
         "argv_sha256": hashlib.sha256("\0".join(config.command).encode()).hexdigest(),
     }
     write_json(folder / "spec.json", spec)
@@ -125,9 +122,7 @@ def app_config(site: Site, job: str) -> AppConfig:
     return parse_config(path.read_bytes() if path.exists() else None)
 
 
-def environment(
-    site: Site, claim: Claim, config: AppConfig, request: dict[str, Any], marker: str
-) -> dict[str, str]:
+def environment(site: Site, claim: Claim, config: AppConfig, request: dict[str, Any], marker: str) -> dict[str, str]:
     """The app's environment: this host's, without what is ours; then what the site and the app say."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(WITHHELD)}
     # "python" in a command is the site's Python, whichever way the pool was started.
@@ -153,9 +148,7 @@ def prepare_log(run: Path, folder: Path) -> None:
     if shown.exists():
         if shown.samefile(log):
             return
-        number = (
-            max((int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()), default=1) - 1
-        )
+        number = max((int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()), default=1) - 1
         shown.rename(run / f"log.{max(number, 1)}.txt")
     os.link(log, shown)
 

@@ -33,11 +33,7 @@ def end_leftovers(identity: dict[str, Any] | None, spec: dict[str, Any] | None) 
 def _processes(identity: dict[str, Any] | None, spec: dict[str, Any] | None) -> dict[int, int]:
     marker = f"FLIGHTLOG_MARKER={spec['marker']}".encode() if spec else None
     roots: set[int] = set()
-    if (
-        identity is not None
-        and same_boot(identity)
-        and start_ticks(identity["pid"]) == identity["start_ticks"]
-    ):
+    if identity is not None and same_boot(identity) and start_ticks(identity["pid"]) == identity["start_ticks"]:
         roots.add(identity["pid"])
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):

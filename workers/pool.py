@@ -45,9 +45,7 @@ class Pool:
         """Run until told to end; apps keep running."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        self._note(
-            "started", PoolStarted(host=host_name(), pid=os.getpid(), workers=self.site.settings.workers)
-        )
+        self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=self.site.settings.workers))
         duties = [
             threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),
             threading.Thread(target=Reconciler(self.site).run, args=(self.stop,), name="reconciler"),

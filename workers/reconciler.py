@@ -58,9 +58,7 @@ class Reconciler:
     def _lease(self, ms: int) -> bool:
         with translated():
             store = self.site.jobs.store
-            return bool(
-                store.client.eval(_OURS, 1, store.keys.lease("reconciler"), self.site.process, str(ms))
-            )
+            return bool(store.client.eval(_OURS, 1, store.keys.lease("reconciler"), self.site.process, str(ms)))
 
     def tick(self) -> None:
         """Compare counts, expire what nobody claimed, ring for what waits, clean RQ's registries."""

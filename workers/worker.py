@@ -36,9 +36,7 @@ def run_worker(site: Site, *, burst: bool = False) -> int:
     import workers.tasks  # noqa: F401 - loaded once, before any fork
 
     client = redis.Redis.from_url(site.servers.fabric_url, protocol=2)
-    queue = Queue(
-        queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob
-    )
+    queue = Queue(queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob)
     options: dict[str, Any] = {
         "connection": client,
         "serializer": JSONSerializer,

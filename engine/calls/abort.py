@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from engine.actors import current_reason
 from engine.core import Core
 from engine.decide import Abort
-from engine.errors import ArgumentInvalid
+from engine.errors import ArgumentInvalid, JobUnknown, NotLive
 from engine.fold import JobState
 from engine.ids import check_job_id, new_call_id
 from engine.orders import signal_keepers, write_order
+from engine.refusals import standing
 from engine.workspace import Workspace
+from events.bodies.app import AppLost
+from events.bodies.base import Body
 from events.bodies.job import Origin
 from events.envelope import Actor, Call
-from events.errors import LogUnavailable
+from events.errors import FlightlogError, LogUnavailable
 from events.spool import Spool
 
 
@@ -54,9 +58,7 @@ def abort(
     try:
         recorded = core.command(call, job_id, command)
     except LogUnavailable:
-        spool_abort(
-            core.site.workspace, job_id, call=call, origin=origin, grace=seconds, through=core.view.position
-        )
+        spool_abort(core.site.workspace, job_id, call=call, origin=origin, grace=seconds, through=core.view.position)
         return core.view.get(job_id) or JobState()
     wait = settings.abort_timeout if timeout is None else timeout
     if recorded is None or wait <= 0:
@@ -115,6 +117,32 @@ def spool_abort(
         if attempt.is_dir() and not (attempt / "exit.json").exists():
             told += signal_keepers(attempt)
     return told
+
+
+def declare_lost(core: Core, job_id: str, reason: str) -> JobState:
+    """An operator says that nobody will ever see this app's end; the job is closed without a code.
+
+    Raises:
+        JobUnknown, NotLive: the job has no live app.
+    """
+    method = "abort_app"
+    call = core.call(method, job_id, "lost")
+    core.guarded(call, method, job_id, lambda: check_job_id(job_id))
+    loaded = core.site.jobs.load(job_id)
+    if not loaded.state.live:
+        error: FlightlogError = (
+            NotLive(f"{job_id} {standing(loaded.state)}", f"flightlog show {job_id}")
+            if loaded.known
+            else JobUnknown(f"job {job_id} is not on this site's record", "flightlog list")
+        )
+        raise core.refuse(call, method, error, job_id, loaded.state, loaded.revision)
+
+    def decide(state: JobState) -> Sequence[Body]:
+        lost = AppLost(attempt=state.attempt, reason=reason[:500], declared_by=call.actor.id)
+        return [lost] if state.live else []
+
+    recorded = core.site.jobs.transact(call, job_id, decide)
+    return recorded.state if recorded is not None else core.site.jobs.load(job_id).state
 
 
 def _checked(job_id: str, grace: float) -> None:

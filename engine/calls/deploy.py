@@ -75,9 +75,7 @@ def deploy(
     version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
     if wait <= 0:
         return recorded.state
-    state = core.view.wait(
-        job_id, version, lambda s: s.get("deploys") != mine or s.state not in UNDER_WAY, wait
-    )
+    state = core.view.wait(job_id, version, lambda s: s.get("deploys") != mine or s.state not in UNDER_WAY, wait)
     if state is None:
         _give_up(core, call, job_id, mine, wait, recorded.state)
         state = core.site.jobs.load(job_id).state

@@ -23,16 +23,16 @@ def notify(core: Core, job_id: str, job_status: object) -> None:
     """
     method = "notify_job_status"
     call = core.call(method, job_id, repr(job_status))
-    command = core.guarded(call, method, job_id, lambda: _command(job_id, job_status, call.actor.id))
+    command = core.guarded(call, method, job_id, lambda: _command(core, job_id, job_status, call.actor.id))
     core.command(call, job_id, command)
 
 
-def _command(job_id: str, job_status: object, by: str) -> Command:
+def _command(core: Core, job_id: str, job_status: object, by: str) -> Command:
     check_job_id(job_id)
     if job_status == ClientStatus.STARTED and not isinstance(job_status, bool):
         return NotifyStarted(by=by)
     if job_status == ClientStatus.STOPPED:
-        return NotifyStopped(by=by)
+        return NotifyStopped(by=by, ends_within=core.site.settings.finishing_deadline)
     raise ArgumentInvalid(
         f"job_status is {str(job_status)[:80]!r}",
         f"give {int(ClientStatus.STARTED)} (started) or {int(ClientStatus.STOPPED)} (stopped)",

@@ -121,9 +121,7 @@ def host_gpu_memory(field: str = "memory.total") -> dict[str, float]:
     """
     command = ["nvidia-smi", f"--query-gpu=index,{field}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT, check=True)
         rows = [line.split(",") for line in answer.stdout.splitlines() if line.strip()]
         return {gpu.strip(): float(mebibytes) / _MIB_PER_GIB for gpu, mebibytes in rows}
     except (OSError, subprocess.SubprocessError, ValueError) as error:

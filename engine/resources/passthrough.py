@@ -18,9 +18,7 @@ class PassthroughResourceManager(ResourceManagerSpec):
     def cancel_resources(self, resource_requirement: Requirement, token: str, fl_ctx: FLContext) -> None:
         """Do nothing: nothing is reserved."""
 
-    def allocate_resources(
-        self, resource_requirement: Requirement, token: str, fl_ctx: FLContext
-    ) -> Resources:
+    def allocate_resources(self, resource_requirement: Requirement, token: str, fl_ctx: FLContext) -> Resources:
         """``{}``, whatever is asked for."""
         return {}
 

@@ -96,9 +96,7 @@ class ReservingResourceManager(ResourceManagerSpec):
                 return
         _log.debug("nothing to cancel: no such reservation")
 
-    def allocate_resources(
-        self, resource_requirement: Requirement, token: str, fl_ctx: FLContext
-    ) -> Resources:
+    def allocate_resources(self, resource_requirement: Requirement, token: str, fl_ctx: FLContext) -> Resources:
         """Turn a reservation into an allocation: what was reserved, whatever is asked now.
 
         Raises:

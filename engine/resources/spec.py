@@ -35,9 +35,7 @@ class ResourceManagerSpec(ABC):
         """Give up a reservation. Nothing happens if there is none, or no longer."""
 
     @abstractmethod
-    def allocate_resources(
-        self, resource_requirement: Requirement, token: str, fl_ctx: FLContext
-    ) -> Resources:
+    def allocate_resources(self, resource_requirement: Requirement, token: str, fl_ctx: FLContext) -> Resources:
         """Turn a reservation into an allocation.
 
         Returns:

@@ -22,9 +22,7 @@ def _concrete(root: type[Body]) -> list[type[Body]]:
 #: event type -> body class
 BODIES: dict[str, type[Body]] = {
     cls.__name__: cls
-    for cls in sorted(
-        _concrete(Body), key=lambda c: [job.__name__, app.__name__, site.__name__].index(c.__module__)
-    )
+    for cls in sorted(_concrete(Body), key=lambda c: [job.__name__, app.__name__, site.__name__].index(c.__module__))
 }
 
 AnyBody = TypeAdapter[Body](

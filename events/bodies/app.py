@@ -60,6 +60,9 @@ class AppSpawned(AttemptLifecycle):
     start_ticks: int = Field(description="clock ticks after boot; with the pid it names the process")
     argv_sha256: str
     started_by: Literal["launcher", "notify"] = Field(description="who will say that it has started")
+    started_within: float | None = Field(
+        default=None, gt=0, description="seconds for the app to say so; null where the launcher does"
+    )
     isolation: str = Field(description="what keeps the app from the site's own files")
     network: Literal["open", "none"]
 
@@ -76,6 +79,7 @@ class AppStopping(AttemptLifecycle):
 
     type: Literal["AppStopping"] = "AppStopping"
     by: str
+    ends_within: float = Field(gt=0, description="seconds for its process to end")
 
 
 class Exit(OfAttempt):

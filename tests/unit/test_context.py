@@ -34,9 +34,7 @@ def test_none_is_a_value_and_not_a_missing_prop(manager: FLContextManager) -> No
 
 
 @pytest.mark.parametrize("key", [1, None, b"k"])
-def test_a_key_that_is_no_string_is_a_value_error_and_writes_nothing(
-    manager: FLContextManager, key: object
-) -> None:
+def test_a_key_that_is_no_string_is_a_value_error_and_writes_nothing(manager: FLContextManager, key: object) -> None:
     ctx = manager.new_context()
     before = ctx.get_all_public_props()
     with pytest.raises(ValueError, match="key must be a str"):

@@ -31,9 +31,7 @@ def be_of(workspace, org):
     )
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
-    (workspace / "startup/client.crt").write_bytes(
-        builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-    )
+    (workspace / "startup/client.crt").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 # --- scopes ------------------------------------------------------------------------------
@@ -115,9 +113,7 @@ def test_launcher_options_that_choose_the_code_are(launcher, option, place):
         "default": {"launcher_spec": {"default": spec, "s": {launcher: {"num_of_gpus": 1}}}},
         "older": {"resource_spec": {"s": spec}},
     }[place]
-    assert (
-        brought_code(site="s", contents=PLAIN, meta=meta) == f"the launcher_spec option {launcher}.{option}"
-    )
+    assert brought_code(site="s", contents=PLAIN, meta=meta) == f"the launcher_spec option {launcher}.{option}"
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    "job_id", ["j", "0", "job-17", "A_b-C", "a" * 128, "6d04361d-e903-435c-91a1-c30059ef269d"]
-)
+@pytest.mark.parametrize("job_id", ["j", "0", "job-17", "A_b-C", "a" * 128, "6d04361d-e903-435c-91a1-c30059ef269d"])
 def test_a_job_id_of_letters_digits_dashes_and_underscores_is_taken_as_it_is(job_id):
     assert check_job_id(job_id) == job_id
 
@@ -83,9 +81,7 @@ def test_call_ids_ascend_even_when_the_clock_stands_still_or_steps_back(monkeypa
 
 def test_call_ids_of_many_threads_differ():
     ids: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: ids.extend(new_call_id() for _ in range(500))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: ids.extend(new_call_id() for _ in range(500))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

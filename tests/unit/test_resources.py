@@ -32,9 +32,7 @@ class Clock:
 
 
 def gpus(number: int = 2, memory: float = 16, clock: Clock | None = None) -> GPUResourceManager:
-    return GPUResourceManager(
-        number, memory, expiration_period=PERIOD, ignore_host=True, clock=clock or Clock()
-    )
+    return GPUResourceManager(number, memory, expiration_period=PERIOD, ignore_host=True, clock=clock or Clock())
 
 
 def items(clock: Clock | None = None, **lists: list[int | str]) -> ListResourceManager:
@@ -187,9 +185,7 @@ def test_a_period_that_makes_no_sense_is_a_value_error(period: float) -> None:
 # Restoring
 
 
-@pytest.mark.parametrize(
-    ("make", "requirement"), [(lambda: gpus(2, 8), ask(2, 5)), (items, {"gpu": 1, "port": 2})]
-)
+@pytest.mark.parametrize(("make", "requirement"), [(lambda: gpus(2, 8), ask(2, 5)), (items, {"gpu": 1, "port": 2})])
 def test_l5_a_live_jobs_allocation_comes_back_from_the_log(make: Any, requirement: dict[str, Any]) -> None:
     before = make()
     given, token = take(before, requirement)
@@ -569,16 +565,12 @@ class ListLedger(Ledger):
         return {"gpu": number, "port": size}
 
     def amounts(self, resources: Resources) -> dict[str, float]:
-        return {
-            f"{key} {item}": listed.count(item) for key, listed in resources.items() for item in set(listed)
-        }
+        return {f"{key} {item}": listed.count(item) for key, listed in resources.items() for item in set(listed)}
 
 
 TestGPULedger = GPULedger.TestCase
 TestListLedger = ListLedger.TestCase
-TestGPULedger.settings = TestListLedger.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
+TestGPULedger.settings = TestListLedger.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_threads_never_hold_the_same_item_at_once() -> None:

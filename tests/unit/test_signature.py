@@ -104,9 +104,7 @@ def refused(workspace, app):
 
 
 def test_a_signed_app_verifies_and_its_signer_is_told_once(workspace, signed):
-    assert check_signature(workspace, "hello", Folder(signed)) == [
-        {"name": "ann@x.org", "org": "x", "role": "lead"}
-    ]
+    assert check_signature(workspace, "hello", Folder(signed)) == [{"name": "ann@x.org", "org": "x", "role": "lead"}]
 
 
 def test_files_in_memory_will_do(workspace, signed):
@@ -148,9 +146,7 @@ TAMPERING = {
     "a folder lost its certificate": lambda app: (app / "custom/deep" / CRT).unlink(),
     "a signature file is not JSON": lambda app: (app / "custom" / SIG).write_text("{"),
     "a signature file is a list": lambda app: (app / "custom" / SIG).write_text("[]"),
-    "a signature is not base64": lambda app: (app / SIG).write_text(
-        '{"run.sh": "*", "config": "", "custom": ""}'
-    ),
+    "a signature is not base64": lambda app: (app / SIG).write_text('{"run.sh": "*", "config": "", "custom": ""}'),
     "a signature is a number": lambda app: (app / SIG).write_text('{"run.sh": 1, "config": 1, "custom": 1}'),
     "the certificate is rubbish": lambda app: (app / CRT).write_text("rubbish"),
     "a second, bare signature file was added": lambda app: (app / "__nvfl_sig.json").write_text("{}"),
@@ -177,12 +173,8 @@ CERTIFICATES = {
     "is a server's": lambda: certificate(
         KEY, ROOT_KEY, name="ann", extra=[x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])]
     ),
-    "is not for signatures": lambda: certificate(
-        KEY, ROOT_KEY, name="ann", extra=[usage(key_encipherment=True)]
-    ),
-    "has a key of another kind": lambda: certificate(
-        ec.generate_private_key(ec.SECP256R1()), ROOT_KEY, name="ann"
-    ),
+    "is not for signatures": lambda: certificate(KEY, ROOT_KEY, name="ann", extra=[usage(key_encipherment=True)]),
+    "has a key of another kind": lambda: certificate(ec.generate_private_key(ec.SECP256R1()), ROOT_KEY, name="ann"),
     "has another key": lambda: certificate(OTHER_KEY, ROOT_KEY, name="ann"),
 }
 
@@ -204,9 +196,7 @@ def test_a_certificate_for_clients_passes(workspace, app):
 
 def test_a_signer_without_a_name_is_refused(workspace, app):
     sign_folder(app, KEY, pem(certificate(KEY, ROOT_KEY, name="", org="x")))
-    assert refused(workspace, app).what == (
-        "app hello: signature verified but no signer identity could be extracted"
-    )
+    assert refused(workspace, app).what == ("app hello: signature verified but no signer identity could be extracted")
 
 
 # --- whether a signature is required ---------------------------------------------------------

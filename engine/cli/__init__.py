@@ -1,0 +1,38 @@
+"""The command line: ``flightlog``."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version as release
+from typing import Annotated
+
+import typer
+
+from engine.cli import jobs, record, site
+
+app = typer.Typer(
+    name="flightlog",
+    help="The flight recorder of a federated-learning site: nothing happens unless it is on the record.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+for group in (jobs, record, site):
+    group.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Say the version, or go on to a command."""
+    if version:
+        typer.echo(f"flightlog {release('flightlog')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the ``flightlog`` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    app()

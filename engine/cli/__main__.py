@@ -1,0 +1,5 @@
+"""``python -P -m engine.cli``: the ``flightlog`` command."""
+
+from engine.cli import main
+
+main()

@@ -1,0 +1,414 @@
+"""Commands about jobs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine import present
+from engine.archive import pack
+from engine.calls.abort import abort as abort_call
+from engine.calls.abort import spool_abort
+from engine.calls.delete import delete as delete_call
+from engine.calls.deploy import deploy as deploy_call
+from engine.calls.start import Allotment
+from engine.calls.start import start as start_call
+from engine.cli.common import acting, reading, site_command, where
+from engine.cli.output import Format, err, fields, lines, out, print_json, rows, text
+from engine.client_engine import ClientEngine
+from engine.errors import ArgumentInvalid, BadArchive, CallTimeout, EngineDown, JobUnknown
+from engine.fold import JobState
+from engine.ids import check_job_id
+from engine.jobs import Jobs
+from engine.lifecycle import State
+from engine.tail import follow_file, last_lines
+from engine.workspace import Workspace
+from events.errors import LogUnavailable
+
+PANEL = "Jobs"
+WELL = (State.FINISHED, State.DEPLOYED, State.DELETED)
+LAST_LINES = 15
+
+Reason = Annotated[str | None, typer.Option(help="Why; it is recorded with your name.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the outcome, or only for the record.")]
+Timeout = Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")]
+JobArg = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+AppArg = Annotated[Path, typer.Argument(metavar="APP", help="Folder or zip of the app.")]
+Attempt = Annotated[int | None, typer.Option(min=1, help="Which attempt; the last if left out.")]
+
+HINTS = {
+    "COMMAND_NOT_FOUND": "the app's command is not on this host",
+    137: "it was killed (signal 9): out of memory, perhaps; see dmesg",
+    139: "it crashed (signal 11)",
+    127: "a command was not found in the app's own script",
+    126: "a file of the app may not be executed",
+    2: "a wrong argument, or a file that is not there",
+}
+
+
+def read_app(path: Path) -> bytes:
+    """The bytes of an app: a zip as it is, a folder zipped."""
+    if path.is_dir():
+        return pack(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadArchive(
+            f"APP is {str(path)!r}: {error.strerror}", "name a folder or a zip of an app", field="APP"
+        ) from error
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for function in (run, deploy, start, abort, delete, list_, show, wait, logs):
+        site_command(app, PANEL, function.__name__.rstrip("_"))(function)
+
+
+def run(
+    app: AppArg,
+    job: Annotated[str | None, typer.Option(help="Id for the job; made up if left out.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show its output live and wait for its end.")
+    ] = False,
+    meta: Annotated[Path | None, typer.Option(help="JSON file with the job's metadata.")] = None,
+    resources: Annotated[str | None, typer.Option(help="JSON: what it needs.")] = None,
+    reason: Reason = None,
+    timeout: Timeout = None,
+) -> int:
+    """Deploy an app and start it; with --follow, wait for its end and exit with its code."""
+    name = app.resolve().stem
+    job_id = check_job_id(job or _made_up(name))
+    data = read_app(app)
+    given = _meta(meta)
+    with acting(create=True, workers=2) as engine:
+        deploy_call(engine.core, name, job_id, given, engine.client_name, data, timeout=timeout or 30)
+        state = _start(engine, job_id, resources, timeout or 30)
+        alone = engine.role == "owner"
+        if not follow and not alone:
+            _say_started(job_id, state)
+            return 0
+        if where().how is Format.TABLE:
+            err.print(f"[bold]{text(job_id)}[/] runs as process {state.get('pid')}.")
+            if alone and not follow:
+                err.print("The site is not up, so this command watches it to its end.")
+        return _to_the_end(engine, job_id, state.attempt, None if not follow else 0)
+
+
+def _to_the_end(engine: ClientEngine, job_id: str, attempt: int, live: int | None) -> int:
+    log = engine.site.workspace.attempt(job_id, attempt) / "log.txt"
+
+    def over() -> bool:
+        state = engine.core.view.get(job_id) or JobState()
+        return state.attempt != attempt or not state.live
+
+    try:
+        shown = where().how is Format.TABLE and live is not None
+        for piece in follow_file(log, over):
+            if shown:
+                typer.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        err.print(f"\n{text(job_id)} runs on. To end it: flightlog abort {text(job_id)}")
+        return 130
+    return _ending(engine.site.jobs, engine.site.workspace, job_id, attempt)
+
+
+def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int) -> int:
+    loaded = jobs.load(job_id)
+    state = loaded.state
+    code = app_code(state)
+    if where().how is not Format.TABLE:
+        print_json(present.job(job_id, loaded, workspace))
+        return code
+    out.print(
+        f"[bold]{text(job_id)}[/] {text(state.state.value)}: exit code {state.get('exit_code') or '-'}"
+        + (f", signal {state['signal']}" if state.get("signal") else "")
+        + (f", {float(state['duration']):.1f} s" if state.get("duration") else "")
+    )
+    if code:
+        _failure(workspace, job_id, attempt, state, code)
+    return code
+
+
+def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, code: int) -> None:
+    tail = last_lines(workspace.attempt(job_id, attempt) / "log.txt", LAST_LINES)
+    if tail:
+        err.print("[bold]Its last lines:[/]")
+        for line in tail:
+            err.print("  " + text(line))
+    if state.get("error"):
+        err.print(f"[bold]Why:[/] {text(state['error'])}")
+    hint = HINTS.get(state.get("error", "").partition(":")[0]) or HINTS.get(code)
+    missing = next((line for line in reversed(tail) if "ModuleNotFoundError" in line), None)
+    if missing:
+        hint = f"{missing}: install it where the site runs, or ship it in the app's custom/"
+    err.print(f"[bold]Hint:[/] {text(hint or 'its output has the reason')}. The story: flightlog why {text(job_id)}")
+
+
+def app_code(state: JobState) -> int:
+    """The exit code of a command that stands for an app: the app's own, 128 + a signal, or 1."""
+    if state.get("exit_code"):
+        return int(state["exit_code"]) & 0xFF
+    if state.get("signal"):
+        return 128 + int(state["signal"])
+    return 0 if state.state in WELL else 1
+
+
+def deploy(
+    job: JobArg,
+    app: AppArg,
+    meta: Annotated[Path | None, typer.Option(help="JSON file with the job's metadata.")] = None,
+    reason: Reason = None,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> int:
+    """Put an app in place for a job."""
+    data = read_app(app)
+    given = _meta(meta)
+    with acting(create=True) as engine:
+        patience = (timeout or 30) if wait else 0
+        deploy_call(engine.core, app.resolve().stem, job, given, engine.client_name, data, timeout=patience)
+        return _shown(engine, job)
+
+
+def start(
+    job: JobArg,
+    meta: Annotated[Path | None, typer.Option(help="JSON file with the job's metadata, to be compared.")] = None,
+    resources: Annotated[str | None, typer.Option(help="JSON: what it needs, for the resource manager.")] = None,
+    reason: Reason = None,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> int:
+    """Start the app of a job."""
+    with acting() as engine:
+        state = _start(engine, job, resources, (timeout or 30) if wait else 0, _meta(meta) if meta else None)
+        if where().how is Format.TABLE:
+            _say_started(job, state)
+            if engine.role == "owner":
+                err.print("The site is not up: the app runs on, and the next `flightlog up` records its end.")
+        else:
+            _shown(engine, job)
+        return 0
+
+
+def _start(
+    engine: ClientEngine, job: str, resources: str | None, patience: float, meta: dict[str, Any] | None = None
+) -> JobState:
+    needed = _json(resources, "--resources") if resources else None
+    if needed:
+        engine.start_with_resources(job, meta, needed)
+        return engine.site.jobs.load(job).state
+    call = engine.core.call("start_app", job, meta)
+    return start_call(engine.core, call, job, meta, Allotment(), timeout=patience)
+
+
+def abort(
+    job: JobArg,
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Seconds between the polite signal and the kill.")
+    ] = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Nobody will ever see its end: close it, with your name.")
+    ] = False,
+    reason: Reason = None,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> int:
+    """End the app of a job; works while it launches, and with the record away too."""
+    patience = (30.0 if timeout is None else timeout) if wait else 0.0
+    try:
+        with acting() as engine:
+            if lost:
+                engine.declare_lost(job, reason or "declared lost by an operator")
+            else:
+                state = abort_call(engine.core, job, grace=grace, timeout=patience)
+                if wait and state.live:
+                    raise CallTimeout(
+                        f"{job} is still {state.state}: waiting for {state.get('waiting_for')}",
+                        f"flightlog wait {job}",
+                    )
+            return _shown(engine, job)
+    except (LogUnavailable, EngineDown) as error:
+        return _abort_without_record(job, grace, error)
+
+
+def _abort_without_record(job: str, grace: float | None, error: Exception) -> int:
+    from engine.actors import os_actor
+    from engine.settings import settings
+
+    workspace = Workspace.find(where().folder)
+    if not workspace.job(job).exists():
+        raise error
+    told = spool_abort(workspace, job, actor=os_actor("cli"), grace=settings().grace if grace is None else grace)
+    err.print(
+        f"The record is away. The order is on disk and enters it when it is back; "
+        f"{len(told)} keeper processes were told now."
+    )
+    return 0
+
+
+def delete(
+    job: JobArg,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    reason: Reason = None,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> int:
+    """Remove a job's run folder and its output; the record stays."""
+    if dry_run:
+        with reading() as (jobs, workspace):
+            if not jobs.load(job).known:
+                raise _unknown(job)
+            assert workspace is not None  # noqa: S101 - a folder is needed to have files
+            files = [p for p in workspace.run(job).rglob("*") if p.is_file()]
+            size = sum(p.stat().st_size for p in files)
+            out.print(f"Would remove {text(workspace.run(job))}: {len(files)} files, {size} bytes.")
+            return 0
+    with acting() as engine:
+        delete_call(engine.core, job, timeout=(timeout or 30) if wait else 0)
+        return _shown(engine, job)
+
+
+def list_(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="How many to pass over.")] = 0,
+) -> int:
+    """List the site's jobs, the last changed first."""
+    if state is not None and state not in [s.value for s in State]:
+        raise ArgumentInvalid(f"--state is {state!r}", f"one of {', '.join(s.value for s in State)}", field="--state")
+    with reading() as (jobs, workspace):
+        found = jobs.load_many(jobs.ids(state=state, limit=limit, offset=offset))
+        rows(
+            [present.job(job, loaded, workspace) for job, loaded in found],
+            ["job_id", "state", "since", "app", "attempt", "exit_code", "asked_by", "waiting_for"],
+            where().how,
+            "No jobs yet. Try: flightlog run APP --follow" if state is None else f"No jobs in state {state}.",
+        )
+    return 0
+
+
+def show(job: JobArg) -> int:
+    """Show a job: state, who, why, what it waits for, until when, how it ended."""
+    with reading() as (jobs, workspace):
+        loaded = jobs.load(check_job_id(job))
+        if not loaded.known:
+            raise _unknown(job)
+        fields(present.job(job, loaded, workspace), where().how)
+    return 0
+
+
+def wait(
+    job: JobArg,
+    timeout: Timeout = None,
+) -> int:
+    """Wait until nothing is under way for a job; exit code 0 when it went well."""
+    until = None if timeout is None else time.monotonic() + timeout
+    with acting() as engine:
+        if not engine.site.jobs.load(check_job_id(job)).known:
+            raise _unknown(job)
+        while True:
+            left = 3600.0 if until is None else until - time.monotonic()
+            state = engine.core.view.wait(job, 0, lambda s: s.at_rest, max(0.0, left))
+            if state is not None:
+                _shown(engine, job)
+                return 0 if state.state in WELL else 1
+            if until is not None:
+                loaded = engine.site.jobs.load(job)
+                raise CallTimeout(
+                    f"{job} is {loaded.state.state} after {timeout:g} s, waiting for "
+                    f"{present.waiting_for(loaded.state, engine.site.workspace)}",
+                    f"flightlog why {job}",
+                )
+
+
+def logs(
+    job: JobArg,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="As it grows, until the app ends.")] = False,
+    lines_: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines.")] = None,
+    attempt: Attempt = None,
+) -> int:
+    """Print an app's output."""
+    with reading() as (jobs, workspace):
+        loaded = jobs.load(check_job_id(job))
+        if not loaded.known:
+            raise _unknown(job)
+        assert workspace is not None  # noqa: S101 - a folder is needed to have files
+        number = attempt or loaded.state.attempt
+        path = workspace.attempt(job, number) / "log.txt"
+        if not follow and not path.exists():
+            raise JobUnknown(f"{job} has no output of attempt {number}", f"flightlog show {job}")
+        if lines_ is not None and not follow:
+            for line in last_lines(path, lines_):
+                typer.echo(line)
+            return 0
+
+        def over() -> bool:
+            now = jobs.load(job).state
+            return not follow or now.attempt != number or not now.live
+
+        try:
+            for piece in follow_file(path, over, 0.2):
+                typer.echo(piece, nl=False)
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _say_started(job: str, state: JobState) -> None:
+    if where().how is Format.TABLE:
+        out.print(f"[bold]{text(job)}[/] is {text(state.state.value)} as process {state.get('pid') or '-'}.")
+    else:
+        lines([{"job_id": job, "state": state.state.value, "pid": state.get("pid") or None}])
+
+
+def _shown(engine: ClientEngine, job: str) -> int:
+    loaded = engine.site.jobs.load(job)
+    if where().how is Format.TABLE:
+        state = loaded.state
+        out.print(
+            f"[bold]{text(job)}[/] is {text(state.state.value)}."
+            + (f" Waiting for {text(state['waiting_for'])}." if state.get("waiting_for") else "")
+        )
+    else:
+        fields(present.job(job, loaded, engine.site.workspace), where().how)
+    return 0
+
+
+def _unknown(job: str) -> JobUnknown:
+    return JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+
+
+def _meta(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return _json(path.read_text("utf-8"), "--meta")
+    except OSError as error:
+        raise ArgumentInvalid(
+            f"--meta is {str(path)!r}: {error.strerror}", "name a JSON file", field="--meta"
+        ) from error
+
+
+def _json(given: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ArgumentInvalid(f"{option} is not JSON: {error}", "give a JSON object", field=option) from error
+    if not isinstance(value, dict):
+        raise ArgumentInvalid(
+            f"{option} is no JSON object", 'give one, for instance {"num_of_gpus": 1}', field=option
+        )
+    return value
+
+
+def _made_up(name: str) -> str:
+    """An id from the app's name and the time."""
+    return f"{_safe(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 10**6 % 1000:03d}"
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name).strip("-_")[:80] or "app"

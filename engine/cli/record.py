@@ -1,0 +1,144 @@
+"""Commands about the record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from engine.cli.common import reading, site_command, where
+from engine.cli.output import Format, lines, out, print_json, text
+from engine.errors import ArgumentInvalid, JobUnknown
+from engine.ids import check_job_id
+from engine.why import story
+from events.bodies import BODIES
+from events.envelope import Event
+from events.follow import follow as follow_log
+from events.read import last_position, read, read_job
+from events.store import Store, connect
+from events.subjects import job_of
+
+PANEL = "Record"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for function in (events, why):
+        site_command(app, PANEL)(function)
+
+
+def events(
+    job: Annotated[str | None, typer.Option(help="Only of this job.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Only of this type.")] = None,
+    after: Annotated[str, typer.Option(help="Only after this position.")] = "0-0",
+    reads: Annotated[bool, typer.Option("--reads", help="Folded reads too.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="And then as they come.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+) -> int:
+    """Print events, oldest first."""
+    if type_ is not None and type_ not in BODIES:
+        raise ArgumentInvalid(f"--type is {type_!r}", f"one of {', '.join(BODIES)}", field="--type")
+    _check_position(after)
+
+    def wanted(event: Event) -> bool:
+        return (
+            (type_ is None or event.type == type_)
+            and (reads or type_ is not None or event.type != "ReadsObserved")
+            and (job is None or job_of(event.subject) == job)
+        )
+
+    with reading() as (jobs, _):
+        store = jobs.store
+        if job is not None and not jobs.load(check_job_id(job)).known:
+            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
+        end = last_position(store)
+        found: Iterable[Event]
+        if job is not None:
+            found = (e for e in read_job(store, job) if _order(e.position) > _order(after))
+        else:
+            found = read(store, after=after, upto=end)
+        _print(islice((e for e in found if wanted(e)), limit), follow)
+        if follow:
+            _follow(store, max(end, after, key=_order), wanted)
+    return 0
+
+
+def _follow(store: Store, after: str, wanted: Any) -> None:
+    client = connect(_url(store), blocking=True)
+    try:
+        for batch in follow_log(Store(client, store.site), after, threading.Event()):
+            _print((event for event in batch if wanted(event)), True)
+    except KeyboardInterrupt:
+        return
+    finally:
+        client.close()
+
+
+def _url(store: Store) -> str:
+    kwargs = store.client.connection_pool.connection_kwargs
+    if "path" in kwargs:
+        return f"unix://{kwargs['path']}"
+    return where().record_url or f"redis://{kwargs['host']}:{kwargs['port']}/{kwargs.get('db', 0)}"
+
+
+def _print(found: Iterable[Event], live: bool) -> None:
+    how = where().how
+    if how is Format.JSON and not live:
+        print_json([event.as_dict() for event in found])
+    elif how is not Format.TABLE:
+        lines(event.as_dict() for event in found)
+    else:
+        for event in found:
+            whole = event.as_dict()
+            facts = "  ".join(f"{k}={v}" for k, v in whole["body"].items() if v not in (None, [], {}, ""))
+            out.print(
+                f"[dim]{whole['time']}[/] [bold]{event.seq:>6}[/] {text(event.type):<20} "
+                f"[cyan]{text(event.subject)}[/] [dim]{text(whole['actor']['id'])}[/] {text(facts)[:300]}"
+            )
+
+
+def why(job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]) -> int:
+    """Tell a job's story in plain sentences."""
+    with reading() as (jobs, _):
+        if not jobs.load(check_job_id(job)).known:
+            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+        told = [
+            {"time": time, "sentence": sentence, "position": position}
+            for time, sentence, position in story(read_job(jobs.store, job))
+        ]
+    how = where().how
+    if how is Format.JSON:
+        print_json(told)
+    elif how is Format.JSONL:
+        lines(told)
+    else:
+        tell_story(told)
+    return 0
+
+
+def tell_story(told: list[dict[str, str]]) -> None:
+    """Print a story: the date once, then a sentence a line."""
+    day = ""
+    for line in told:
+        date, _, clock = line["time"].partition(" ")
+        if date != day:
+            out.print(f"[bold]{date}[/] (UTC)")
+            day = date
+        out.print(f"  [dim]{clock}[/]  {text(line['sentence'])}")
+
+
+def _order(position: str) -> int:
+    return int(position.partition("-")[2])
+
+
+def _check_position(position: str) -> None:
+    ms, dash, seq = position.partition("-")
+    if not (dash and ms.isdigit() and seq.isdigit()):
+        raise ArgumentInvalid(
+            f"--after is {position[:80]!r}",
+            "a position reads <ms>-<seq>, as events print it",
+            field="--after",
+        )

@@ -1,0 +1,248 @@
+"""Commands about the site itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.calls.deploy import deploy as deploy_call
+from engine.calls.start import Allotment
+from engine.calls.start import start as start_call
+from engine.cli.common import DEFAULT, site_command, where
+from engine.cli.jobs import read_app
+from engine.cli.output import Format, err, fields, lines, out, print_json, text
+from engine.cli.record import tell_story
+from engine.client_engine import ClientEngine
+from engine.doctor import examine
+from engine.errors import ArgumentInvalid, CallTimeout, EngineDown, SiteUnknown
+from engine.fold import JobState
+from engine.overview import overview, owner_of
+from engine.site import Site
+from engine.tail import follow_file
+from engine.why import story
+from engine.workspace import Workspace, known_site
+from events.read import read_job
+from events.store import Store
+
+PANEL = "Site"
+EXAMPLE = "breast_cancer"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for function in (up, down, status, doctor, worker, demo):
+        site_command(app, PANEL)(function)
+
+
+def up(
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    pool: Annotated[str | None, typer.Option(help="own, or elsewhere: a pool run by itself.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait with --detach.")] = 30,
+) -> int:
+    """Bring the site up: engine, workers, caretaker, servers. Ctrl-C ends them; apps run on."""
+    chosen = where()
+    name = chosen.site or known_site(chosen.folder)
+    if not name:
+        raise ArgumentInvalid(
+            "--site is missing, and the workspace is new", "flightlog up --site site-1", field="--site"
+        )
+    workspace = Workspace.prepare(chosen.folder, name)
+    owner = owner_of(workspace)
+    if owner is not None:
+        raise EngineDown(
+            f"the site is up already, as process {owner['pid']} since {owner['since']}", "flightlog status"
+        )
+    if detach:
+        return _detached(workspace, timeout)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with ClientEngine.open(
+        site=name,
+        workspace=chosen.folder,
+        record_url=chosen.record_url,
+        fabric_url=chosen.fabric_url,
+        workers=5 if workers is None else workers,
+        pool=pool,
+    ) as engine:
+        live = engine.get_all_job_ids()
+        err.print(f"[bold]{text(name)}[/] is up, workspace {text(workspace.root)}.")
+        if live:
+            err.print(f"Taken back: {text(', '.join(live))}.")
+        err.print("Ctrl-C ends it; running apps go on.")
+        stop.wait()
+        live = engine.get_all_job_ids()
+    if live:
+        err.print(
+            f"These apps keep running: {text(', '.join(live))}. "
+            "The next `flightlog up` takes them back and records their ends."
+        )
+    return 0
+
+
+def _detached(workspace: Workspace, timeout: float) -> int:
+    command = [sys.executable, "-P", "-m", "engine.cli", *sys.argv[1:]]
+    command = [word for word in command if word not in ("--detach", "-d")]
+    with (workspace.flight / "up.log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        if owner_of(workspace) is not None:
+            out.print(f"{text(workspace.site)} is up as process {process.pid}. To end it: flightlog down")
+            process.returncode = 0  # it outlives us on purpose
+            return 0
+        time.sleep(0.05)
+    last = (workspace.flight / "up.log").read_text(errors="replace").splitlines()[-5:]
+    raise EngineDown("the site did not come up: " + " | ".join(last), f"look at {workspace.flight / 'up.log'}")
+
+
+def down(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30,
+) -> int:
+    """End the site's engine and workers; apps run on."""
+    workspace = Workspace.find(where().folder)
+    owner = owner_of(workspace)
+    if owner is None:
+        out.print("The site is not up.")
+        return 0
+    os.kill(int(owner["pid"]), signal.SIGTERM)
+    until = time.monotonic() + timeout
+    while owner_of(workspace) is not None:
+        if time.monotonic() > until:
+            raise CallTimeout(f"process {owner['pid']} has not ended", f"look at it: ps {owner['pid']}")
+        time.sleep(0.05)
+    out.print("The site is down. Running apps go on; the next `flightlog up` takes them back.")
+    return 0
+
+
+def status() -> int:
+    """Show the site: up or not, workers, servers, what waits, who holds what."""
+    chosen = where()
+    site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+    try:
+        whole = overview(site)
+    finally:
+        site.close()
+    if chosen.how is Format.JSON:
+        print_json(whole)
+        return 0
+    if chosen.how is Format.JSONL:
+        lines([whole])
+        return 0
+    work = whole.pop("open_work")
+    shown = {
+        **whole,
+        "jobs": ", ".join(f"{count} {state}" for state, count in whole["jobs"].items()) or "none",
+        "workers": len(whole["workers"]),
+        "servers": "; ".join(
+            f"{s['server']} {s.get('version', '')} {s.get('memory', '')}" if s["answers"] else f"{s['server']} AWAY"
+            for s in whole["servers"]
+        ),
+        "resources": "; ".join(f"{r['job']}: {r['resources']}" for r in whole["resources"]),
+    }
+    fields(shown, Format.TABLE)
+    for item in work:
+        late = "[red]overdue[/] " if item["overdue"] else ""
+        until = f", until {item['deadline']}" if item["deadline"] else ""
+        out.print(f"  {late}{text(item['work'])}: open for {item['age']} s, {text(item['by'])}{until}")
+    return 0
+
+
+def doctor() -> int:
+    """Look for what could go wrong on this host, and say what to do."""
+    chosen = where()
+    found = list(examine(chosen.folder, chosen.record_url or "", chosen.fabric_url or ""))
+    if chosen.how is not Format.TABLE:
+        items = [vars(f) for f in found]
+        print_json(items) if chosen.how is Format.JSON else lines(items)
+    else:
+        marks = {"ok": "[green]ok[/]  ", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+        for finding in found:
+            out.print(f"{marks[finding.verdict]} {text(finding.what)}: {text(finding.found)}")
+            if finding.verdict != "ok":
+                out.print(f"     [bold]Try:[/] {text(finding.fix)}")
+    return 1 if any(f.verdict == "fail" for f in found) else 0
+
+
+def worker(
+    burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
+) -> int:
+    """Run one more worker for the site, here, until Ctrl-C."""
+    chosen = where()
+    workspace = Workspace.find(chosen.folder)
+    command = [sys.executable, "-P", "-m", "workers", "worker", "--workspace", str(workspace.root)]
+    command += ["--record-url", chosen.record_url or "", "--fabric-url", chosen.fabric_url or ""]
+    return subprocess.call(command + (["--burst"] if burst else []))
+
+
+def demo() -> int:
+    """Train a real model through the engine, live, and tell its story."""
+    folder = Path.cwd() / "flightlog-demo" if where().workspace is None else where().folder
+    app = _example()
+    if known_site(folder):
+        if owner_of(Workspace.find(folder)) is not None:
+            raise EngineDown(f"the demo's site is up already in {folder}", f"flightlog down -w {folder}")
+        shutil.rmtree(folder)
+    job = "breast-cancer"
+    out.print(f"[bold]A site[/] is made in {text(folder)}; app {text(app.name)} is deployed and started.\n")
+    with ClientEngine.open(site="site-1", workspace=folder, workers=2) as engine:
+        deploy_call(engine.core, app.name, job, {}, engine.client_name, read_app(app), timeout=60)
+        state = start_call(engine.core, engine.core.call("start_app", job), job, None, Allotment(), timeout=60)
+        attempt = state.attempt
+
+        def over() -> bool:
+            now = engine.core.view.get(job) or JobState()
+            return now.attempt != attempt or not now.live
+
+        for piece in follow_file(engine.site.workspace.attempt(job, attempt) / "log.txt", over):
+            typer.echo(piece, nl=False)
+        engine.core.view.wait(job, 0, lambda s: s.get("settled") == str(attempt), 10)
+        state = engine.site.jobs.load(job).state
+        store: Store = engine.site.jobs.store
+        told = [{"time": t, "sentence": s, "position": p} for t, s, p in story(read_job(store, job))]
+    out.print("\n[bold]Its story, from the record:[/]")
+    tell_story(told)
+    place = "" if folder == Path.cwd() / DEFAULT else f" -w {folder.relative_to(Path.cwd())}"
+    out.print("\n[bold]Try next:[/]")
+    flightlog = _program()
+    for command in (f"show {job}{place}", f"events --job {job}{place}", f"run {_short(app)} --follow{place}"):
+        out.print(f"  {flightlog} {text(command)}")
+    return 0 if state.get("exit_code") == "0" else 1
+
+
+def _example() -> Path:
+    here = Path(__file__).resolve().parent.parent
+    for folder in (here.parent / "examples" / EXAMPLE, here / "examples" / EXAMPLE):
+        if folder.is_dir():
+            break
+    else:
+        raise SiteUnknown("the example is not installed", "run it from a checkout: make demo")
+    try:
+        import sklearn  # type: ignore[import-untyped] # noqa: F401
+    except ImportError as error:
+        raise ArgumentInvalid(
+            "the example needs scikit-learn, which is not installed", "pip install 'flightlog[examples]'"
+        ) from error
+    return folder
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _program() -> str:
+    """How to call us again from here."""
+    beside = Path(sys.executable).parent / "flightlog"
+    return _short(beside) if shutil.which("flightlog") is None and beside.exists() else "flightlog"

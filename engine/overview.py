@@ -1,0 +1,124 @@
+"""A site at a glance: is it up, what is stuck, who holds what."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import redis
+
+from engine.files import FileLock, read_json
+from engine.fold import JobState
+from engine.jobs import Jobs
+from engine.lifecycle import EXECUTORS, LIVE, State
+from engine.orders import start_ticks
+from engine.present import caretaker_there
+from engine.site import Site
+from engine.workspace import Workspace
+from events.envelope import iso
+from events.read import last_position
+
+
+def owner_of(workspace: Workspace) -> dict[str, Any] | None:
+    """The engine that owns the site now: pid, start ticks, since; None where nobody does."""
+    probe = FileLock(workspace.flight / "owner.lock")
+    free = probe.acquire(shared=True, timeout=0)
+    probe.release()
+    info = read_json(workspace.flight / "owner.json")
+    if free or info is None or start_ticks(int(info["pid"])) != info["ticks"]:
+        return None
+    return info
+
+
+def overview(site: Site) -> dict[str, Any]:
+    """All of it, as JSON values."""
+    jobs, now = site.jobs, site.jobs.store.now_ms()
+    owner = owner_of(site.workspace)
+    return {
+        "site": site.name,
+        "workspace": str(site.workspace.root),
+        "up": owner is not None,
+        "engine_pid": owner["pid"] if owner else None,
+        "up_since": owner["since"] if owner else None,
+        "caretaker": caretaker_there(site.workspace),
+        "workers": workers(site),
+        "servers": servers(site),
+        "jobs": by_state(jobs),
+        "open_work": open_work(jobs, now),
+        "resources": resources(jobs),
+        "events": jobs.store.command("XLEN", jobs.store.keys.log),
+        "last_position": last_position(jobs.store),
+    }
+
+
+def by_state(jobs: Jobs) -> dict[str, int]:
+    """How many jobs are in each state that has any."""
+    counts = {s.value: cast("int", jobs.store.command("ZCARD", jobs.store.keys.state(s.value))) for s in State}
+    return {state: count for state, count in counts.items() if count}
+
+
+def open_work(jobs: Jobs, now: int) -> list[dict[str, Any]]:
+    """Open work, the nearest to its deadline first: who it waits for, how long already, until when."""
+    found = []
+    for name, work in jobs.open_work():
+        held = work.get("token") and int(work["until"]) > now
+        found.append(
+            {
+                "work": name,
+                "job": work["job"],
+                "kind": work["kind"],
+                "age": round((now - int(work["opened"])) / 1000, 1),
+                "deadline": None if work["deadline"] == "inf" else iso(work["deadline"]),
+                "overdue": work["deadline"] != "inf" and int(work["deadline"]) < now,
+                "by": work["claimed_by"] if held else f"waits for {EXECUTORS[work['kind']][0]}",
+                "attempts": int(work.get("attempts", "0")),
+            }
+        )
+    return found
+
+
+def resources(jobs: Jobs) -> list[dict[str, Any]]:
+    """Who holds which resources."""
+    held = []
+    for state in LIVE:
+        for job, loaded in jobs.load_many(jobs.ids(state=state.value, limit=1000)):
+            status: JobState = loaded.state
+            if status.resources:
+                held.append({"job": job, "resources": status.resources, "manager": status.get("manager")})
+    return held
+
+
+def workers(site: Site) -> list[dict[str, Any]]:
+    """The RQ workers of the site's queue."""
+    from rq import Worker
+
+    try:
+        found = Worker.all(queue=site.bells.queue)
+        return [{"name": w.name, "pid": w.pid, "host": w.hostname, "state": str(w.get_state())} for w in found]
+    except redis.RedisError:
+        return []
+
+
+def servers(site: Site) -> list[dict[str, Any]]:
+    """Record and fabric: where, whether they answer, memory."""
+    found = []
+    for role, url, client in (
+        ("record", site.servers.record_url, site.jobs.store.client),
+        ("fabric", site.servers.fabric_url, site.bells.client),
+    ):
+        try:
+            info = client.info()
+        except redis.RedisError as error:
+            found.append({"server": role, "url": url, "answers": False, "error": str(error)})
+            continue
+        version = info.get("valkey_version") or info.get("redis_version")
+        found.append(
+            {
+                "server": role,
+                "url": url,
+                "answers": True,
+                "version": version,
+                "memory": info.get("used_memory_human"),
+                "maxmemory": info.get("maxmemory_human"),
+            }
+        )
+    return found

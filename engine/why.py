@@ -1,0 +1,154 @@
+"""A job's story in plain sentences, from its events alone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.present import OUTCOMES
+from events.envelope import Event
+
+Said = Callable[[Mapping[str, Any], str], str]
+
+
+def story(events: Iterable[Event]) -> Iterator[tuple[str, str, str]]:
+    """(time, sentence, position) per event that matters to a person, oldest first."""
+    claimed = ""
+    for event in events:
+        rest = event.rest()
+        body, who = rest["body"], _who(rest["actor"])
+        if event.type == "WorkClaimed":
+            if body["token"] == claimed:
+                continue
+            claimed = body["token"]
+        say = SENTENCES.get(event.type)
+        if say is not None:
+            yield _clock(event.ms), say(body, who), event.position
+
+
+def _clock(ms: str) -> str:
+    return datetime.fromtimestamp(int(ms) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _who(actor: Mapping[str, Any]) -> str:
+    how = {"os-uid": "known from the operating system", "none": "not verified"}.get(actor["auth"], actor["auth"])
+    name = f"{actor['id']} ({actor['kind']} by {actor['via']}, {how}"
+    if actor["kind"] == "system":
+        return str(actor["id"])
+    if actor.get("claimed"):
+        name += f", who says to be {actor['claimed']}"
+    return name + ")"
+
+
+def _because(body: Mapping[str, Any]) -> str:
+    return f" Reason given: {body['reason']}." if body.get("reason") else ""
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+def _deploy(body: Mapping[str, Any], who: str) -> str:
+    signed = f", signed by {', '.join(body['signers'])}" if body["signers"] else ", not signed"
+    return (
+        f"{who} asked to deploy app {body['app']} ({_bytes(body['size'])}, sha256 {body['sha256'][:12]}…{signed})."
+        f"{_because(body)}"
+    )
+
+
+def _expired(what: str) -> Said:
+    texts = {
+        "deadline": "no worker took it before its deadline",
+        "withdrawn": "the caller withdrew it before a worker took it",
+        "attempts": "its attempts were used up",
+        "aborted": "it was aborted before it was let go",
+    }
+    return lambda body, who: f"The {what} never happened: {texts[body['why']]}."
+
+
+def _start(body: Mapping[str, Any], who: str) -> str:
+    given = f" with {body['resources']}" if body["resources"] else ""
+    return f"{who} asked to start it{given} (attempt {body['attempt']}).{_because(body)}"
+
+
+def _spawned(body: Mapping[str, Any], who: str) -> str:
+    network = "with the network open" if body["network"] == "open" else "without a network"
+    return f"Its process {body['pid']} was started on host {body['host']}, {network}."
+
+
+def _end(how: str) -> Said:
+    def say(body: Mapping[str, Any], who: str) -> str:
+        if body["exit_code"] is not None:
+            text = f"It {how} with exit code {body['exit_code']}"
+        else:
+            text = f"It {how} by signal {signal.Signals(body['signal']).name}"
+        text += f" after {body['duration']:.1f} s"
+        if body["outcome"] not in (0, body["exit_code"]):
+            text += f", which counts as {OUTCOMES.get(body['outcome'], body['outcome'])}"
+        if body["signalled_before"]:
+            text += ", after it had been told to end"
+        if body["killed"]:
+            text += f"; {body['killed']} of its processes had to be killed"
+        return text + "."
+
+    return say
+
+
+def _abort(body: Mapping[str, Any], who: str) -> str:
+    by = {
+        "user": who,
+        "heartbeat": f"{who}, by the server's heartbeat,",
+        "server": f"{who}, for the server,",
+        "deadline": "A deadline",
+    }[body["origin"]]
+    return f"{by} asked to abort it, with {body['grace']:g} s of grace.{_because(body)}"
+
+
+SENTENCES: dict[str, Said] = {
+    "DeployRequested": _deploy,
+    "DeploySucceeded": lambda b, who: f"The app was put in place: {b['files']} files, {_bytes(b['bytes'])}.",
+    "DeployFailed": lambda b, who: f"The deploy failed ({b['code']}): {b['error']}",
+    "DeployExpired": _expired("deploy"),
+    "StartRequested": _start,
+    "WorkClaimed": lambda b, who: f"Worker {b['worker'].rpartition(':')[0]} took the {b['work'].partition('_')[0]}.",
+    "LaunchFailed": lambda b, who: f"The launch failed ({b['code']}): {b['error']}",
+    "LaunchExpired": _expired("launch"),
+    "AppSpawned": _spawned,
+    "AppStarted": lambda b, who: (
+        f"It runs (as said by the {b['by']})." if b["by"] == "launcher" else f"It runs, as {b['by']} reported."
+    ),
+    "AppStopping": lambda b, who: f"Its work is over, as {b['by']} reported; its process may still be there.",
+    "AbortRequested": _abort,
+    "AbortSignalled": lambda b, who: "Its keeper was told to end it.",
+    "AppFinished": _end("ended well,"),
+    "AppFailed": _end("failed"),
+    "AppAborted": _end("was ended"),
+    "AppLost": lambda b, who: (
+        f"Its end was not seen: {b['reason']}." + (f" Declared by {b['declared_by']}." if b["declared_by"] else "")
+    ),
+    "LateExit": _end("ended late,"),
+    "AppAdopted": lambda b, who: f"A new caretaker on host {b['host']} took over the watch; the app ran on.",
+    "OutputClosed": lambda b, who: f"Its output is complete: {_bytes(b['bytes'])}, sha256 {b['sha256'][:12]}….",
+    "ResourcesAllocated": lambda b, who: f"It holds {b['resources']}.",
+    "ResourcesRestored": lambda b, who: f"The reopened engine took hold again of {b['resources']} for it.",
+    "ResourcesFreed": lambda b, who: f"{b['resources']} went back ({b['why']}).",
+    "JobSettled": lambda b, who: (
+        "All that its end brings was done"
+        + (" (who has its resources is not known)." if b["freed"] == "unknown" else ".")
+    ),
+    "DeleteRequested": lambda b, who: f"{who} asked to delete its run folder.{_because(b)}",
+    "DeleteSucceeded": lambda b, who: (
+        f"The run folder is gone ({_bytes(b['bytes'])})." if b["existed"] else "There was no run folder to remove."
+    ),
+    "DeleteFailed": lambda b, who: f"The run folder could not be removed: {b['error']}. It is tried again.",
+    "DeleteAbandoned": lambda b, who: "The delete was given up.",
+    "CallRefused": lambda b, who: f"{who} called {b['method']} and was refused ({b['code']}): {b['message']}",
+    "CallRepeated": lambda b, who: f"{who} called {b['method']} again while it was {b['state']}.",
+}
