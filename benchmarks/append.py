@@ -22,9 +22,9 @@ from events.envelope import Call, encode
 from events.store import Store
 from events.subjects import SITE, job_subject
 
-ROUNDS = 9
+ROUNDS = 15
 SINGLES = 400  # calls of one event in a block
-BATCHES = 12  # calls of BATCH events in a block
+BATCHES = 25  # calls of BATCH events in a block
 BATCH = 100
 JOBS = 50
 GOAL_SINGLE, GOAL_BATCH = 0.55, 0.6
@@ -71,7 +71,7 @@ class Bench:
 
     def site_note(self, number: int) -> Call1:
         """A note about the site: one event, nothing beside it."""
-        return Call1(new_call("reads"), [NewEvent(SITE, reads(number))], None, None)
+        return Call1(new_call("reads"), [NewEvent(SITE, reads(number + 1))], None, None)
 
     def transition(self, number: int) -> Call1:
         """In turn a start that opens work and the failed launch that closes it, at an expected revision."""
@@ -90,7 +90,7 @@ class Bench:
 
     def batch(self, number: int) -> Call1:
         """What ``engine.observed`` may have to record after a busy second: notes about the site."""
-        return Call1(new_call("reads"), [NewEvent(SITE, reads(number + k)) for k in range(BATCH)], None, None)
+        return Call1(new_call("reads"), [NewEvent(SITE, reads(number + k + 1)) for k in range(BATCH)], None, None)
 
     def job_batch(self, number: int) -> Call1:
         """Notes about fifty jobs, each with its counter."""

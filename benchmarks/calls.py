@@ -49,15 +49,20 @@ class Bench:
 
     def __init__(self, engine: ClientEngine, folder: Path) -> None:
         self.engine = engine
-        self.app = _app(folder / "app", "sleep", "60")
-        self.stubborn = _app(folder / "stubborn", *STUBBORN)
+        # An app of its own for every deploy: the bytes of one that came before are on disk already.
+        self.apps = iter([_app(folder / f"app-{n}", n, "sleep", "60") for n in range(WARM_UP + SAMPLES)])
+        self.stubborn = _app(folder / "stubborn", 0, *STUBBORN)
         self.took: dict[str, list[float]] = {}
 
     def measure(self) -> None:
         """In turn an empty task, a deploy and a start, each of a job of its own."""
         for number in range(-WARM_UP, SAMPLES):
             job = f"job-{number + WARM_UP:03}"
-            took = {"empty task": self.empty_task(), "deploy": self.deploy(job, self.app), "start": self.start(job)}
+            took = {
+                "empty task": self.empty_task(),
+                "deploy": self.deploy(job, next(self.apps)),
+                "start": self.start(job),
+            }
             self.end(job)
             if number < 0:
                 continue
@@ -178,7 +183,7 @@ def _shown(values: list[float]) -> str:
     return f"p50 {millis(statistics.median(values))}{p95} [{millis(min(values))}-{millis(max(values))}]"
 
 
-def _app(folder: Path, *command: str) -> bytes:
+def _app(folder: Path, number: int, *command: str) -> bytes:
     """An app of about 100 kB as a zip: a config, some code, and a file that does not compress."""
     for part in ("config", "custom"):
         (folder / part).mkdir(parents=True)
@@ -186,5 +191,5 @@ def _app(folder: Path, *command: str) -> bytes:
     (folder / "config" / "config_fed_client.json").write_text(config)
     (folder / "custom" / "train.py").write_text("# trains\n" * 100)
     archive = len(pack(folder))
-    (folder / "custom" / "weights.bin").write_bytes(random.Random(7).randbytes(APP_BYTES - archive - 200))
+    (folder / "custom" / "weights.bin").write_bytes(random.Random(number).randbytes(APP_BYTES - archive - 200))
     return pack(folder)

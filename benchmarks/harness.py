@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.table import Table
+from rich.text import Text
 
 from engine.server import EmbeddedServer
 from engine.workspace import Workspace
@@ -207,13 +208,13 @@ def _git(*args: str) -> str:
 
 def table(results: Sequence[Result]) -> Table:
     """All rows in one table."""
-    shown = Table(title="Flightlog: median [min-max] of blocks", title_justify="left")
+    shown = Table(title=Text("Flightlog: median [min-max] of blocks"), title_justify="left")
     for name in COLUMNS:
         shown.add_column(name, overflow="fold")
     for result in results:
         for row in result.rows:
             style = "bold red" if row.met is False else ""
-            shown.add_row(f"{result.group}: {row.what}", *row.cells()[1:], style=style)
+            shown.add_row(*map(Text, (f"{result.group}: {row.what}", *row.cells()[1:])), style=style)
         shown.add_section()
     return shown
 

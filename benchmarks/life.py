@@ -21,7 +21,6 @@ from events.bodies.app import (
     AppStarted,
     JobSettled,
     OutputClosed,
-    ResourcesAllocated,
     ResourcesFreed,
     StartRequested,
 )
@@ -95,7 +94,7 @@ def reads(count: int) -> ReadsObserved:
 
 
 def life(job: str, chance: random.Random, *, ends: str = "") -> list[Step]:
-    """A job from its deploy to its settled end: 17 to 22 events, four or five of them the site's.
+    """A job from its deploy to its settled end: 15 to 21 events, four or five of them the site's.
 
     Args:
         job: its id.
@@ -130,8 +129,6 @@ def life(job: str, chance: random.Random, *, ends: str = "") -> list[Step]:
         record(OPERATOR, "refused", "refused", refused)
     fired("_before_job_launch")
     record(OPERATOR, "start", "intent", start_request(1))
-    allocated = ResourcesAllocated(attempt=1, resources=RESOURCES, manager="resource_manager")
-    record(OPERATOR, "start", "allocated", allocated)
     record(WORKER, "launch-work", "claim", claimed("launch", job))
     spawned = AppSpawned(
         attempt=1,

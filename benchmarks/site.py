@@ -20,7 +20,7 @@ ROUNDS = 9
 CALLS = 60  # in a block
 SAMPLES = 300  # keys of a kind that are weighed
 GOAL = 2.0
-CALLS_PER_JOB = 13  # calls and steps that a job's life has, each remembered for ten minutes
+CALLS_PER_JOB = 12  # calls and steps that a job's life has, each remembered for ten minutes
 
 
 def run(notes: Console) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -32,16 +33,13 @@ class PoolChild:
         self._thread.start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        settings = self.site.settings
         with (self.site.workspace.flight / "pool.log").open("ab") as output:
             return subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "workers", "pool", "--until-eof"),
                     *("--workspace", str(self.site.workspace.root)),
-                    *("--record-url", settings.record_url),
-                    *("--fabric-url", settings.fabric_url),
-                    *("--workers", str(settings.workers)),
                 ],
+                env={**os.environ, **self.site.settings.environment()},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

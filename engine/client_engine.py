@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from engine.calls.abort import abort, declare_lost
 from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.notify import notify
-from engine.calls.start import Allotment, start
+from engine.calls.start import Allotment, Started, start
 from engine.children import PoolChild
 from engine.client import Arguments, FederatedClient, LocalArguments, LocalClient
 from engine.component import FLComponent, dispatch
@@ -49,14 +49,14 @@ from engine.errors import (
     ScopeDenied,
     SignatureBad,
 )
-from engine.files import FileLock, write_json
-from engine.holdings import Holdings
+from engine.files import FileLock, read_json, write_json
+from engine.holdings import Grant, Holdings
 from engine.orders import start_ticks
 from engine.reactor import Reactor
 from engine.resources.spec import ResourceConsumerSpec, ResourceManagerSpec
 from engine.site import Site
+from engine.site_components import load_components
 from engine.workspace import host_name
-from events.bodies.app import ResourcesAllocated
 from events.bodies.base import Body
 from events.bodies.site import (
     AgentSet,
@@ -68,7 +68,7 @@ from events.bodies.site import (
     RestartRequested,
     ShutdownRequested,
 )
-from events.envelope import Actor, iso
+from events.envelope import Actor, Call, iso
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.engine")
@@ -142,14 +142,16 @@ class ClientEngine:
         Args:
             site: the site's name; a workspace remembers it.
             workspace: its folder, made where it is missing.
-            components: id -> object, for instance a ``resource_manager``.
+            components: id -> object, for instance a ``resource_manager``; beside those that the
+                site's ``local/resources.json`` names.
             workers: size of its pool.
             options: further settings, see ``engine.settings``.
         """
         from engine.workspace import Workspace
 
         name = Workspace.prepare(workspace, site or "").site
-        client = LocalClient(client_name=name, components=dict(components or {}))
+        known = {**load_components(Path(workspace)), **(components or {})}
+        client = LocalClient(client_name=name, components=known)
         return cls(client, LocalArguments(str(workspace)), None, workers, **options)
 
     def _open(self) -> None:
@@ -171,8 +173,7 @@ class ClientEngine:
             "since": iso(time.time_ns() // 10**6),
         }
         write_json(site.workspace.flight / "owner.json", owner)
-        for job, state in self._core.view.live():
-            self._holdings.restore(job, state)
+        self._holdings.sync(opening=True)
         self._reactor.start()
         self._sweep()
         if site.settings.pool == "own":
@@ -334,8 +335,8 @@ class ClientEngine:
     ) -> str:
         """Start the app of a job (reference 2.2).
 
-        A start that is answered with a string that says no gives the resources back here; where it
-        raises, the caller does, as the reference's caller is used to.
+        A start that is answered with a string that says no frees the resources here; where it raises,
+        the caller does, as the reference's caller is used to. Either way they are freed once.
 
         Returns:
             ``Start the client app...``, ``Client app already started.``, or ``NVFLARE_ERROR: ...``.
@@ -344,98 +345,107 @@ class ClientEngine:
             StillRegistered, MetaDiffers, NoWorker, LaunchFailedError (all RuntimeError): refused or failed.
             JobIdInvalid, ArgumentInvalid: bad input.
         """
-        return self._start(job_id, job_meta, allocated_resource, token, resource_manager, {})
+        call = self._core.call("start_app", job_id, job_meta, allocated_resource)
+        grant = None
+        if allocated_resource and resource_manager is not None:
+            grant = self._holdings.grant(str(job_id), resource_manager, token or "", allocated_resource)
+        allotment = Allotment(
+            resources=allocated_resource or {},
+            token=token if allocated_resource else None,
+            manager=self._component_id(resource_manager) if allocated_resource else None,
+        )
+        try:
+            self._start(call, job_id, job_meta, allotment, grant)
+        except (AlreadyStarted, JobUnknown, NotDeployed, JobBusy, DeployInProgress) as error:
+            if grant is not None:
+                self._holdings.give_back(grant, "the start was refused")
+            return _refused_start(error)
+        except CallTimeout as error:
+            return ERROR + str(error)  # it may come yet, and then it holds what it was given
+        except BaseException as error:
+            if grant is not None:
+                self._holdings.leave(grant, _attempt(error))
+            raise
+        return "Start the client app..."
 
     def _start(
         self,
+        call: Call,
         job_id: str,
         job_meta: Mapping[str, Any] | None,
-        resources: dict[str, Any] | None,
-        token: str | None,
-        manager: object | None,
-        environment: Mapping[str, str],
-    ) -> str:
-        call = self._core.call("start_app", job_id, job_meta, resources)
-        allotment = Allotment(
-            resources=resources or {},
-            token=token if resources else None,
-            manager=self._component_id(manager) if resources else None,
-            environment=environment,
-        )
-        state = self._core.view.get(job_id) if isinstance(job_id, str) else None
-        if state is None or not state.live:
-            self._before_launch(job_id, job_meta)
-        try:
-            if resources and manager is not None:
-                # Held before the intent, so that an app that ends at once finds what is to be freed.
-                attempt = self._core.site.jobs.load(job_id).state.attempt + 1
-                self._holdings.hold(job_id, attempt, manager, token or "", resources)
-            started = start(self._core, call, job_id, job_meta, allotment)
-            if resources:
-                allocated = ResourcesAllocated(
-                    attempt=started.attempt, resources=resources, manager=allotment.manager
-                )
-                self._core.site.jobs.note(call.at("allocated"), [allocated], job_id)
-        except AlreadyStarted:
-            self._give_back(job_id, resources, token, manager)
-            return "Client app already started."
-        except (JobUnknown, NotDeployed):
-            self._give_back(job_id, resources, token, manager)
-            return ERROR + "Client app does not exist. Please deploy it before starting client."
-        except (JobBusy, DeployInProgress) as error:
-            self._give_back(job_id, resources, token, manager)
-            return ERROR + str(error)
-        return "Start the client app..."
+        allotment: Allotment,
+        grant: Grant | None,
+        recorded: Callable[[], None] | None = None,
+    ) -> Started:
+        def before(meta: Mapping[str, Any]) -> None:
+            self._before_launch(job_id, meta)
 
-    def _give_back(
-        self, job_id: str, resources: dict[str, Any] | None, token: str | None, manager: object | None
-    ) -> None:
-        """A refused start must not leak what was allocated for it (reference 9.4 a)."""
-        if resources and manager is not None:
-            known = self._core.site.jobs.load(job_id).known
-            self._holdings.give_back(
-                manager, token or "", resources, job_id if known else None, None, "the start was refused"
-            )
+        attempt: int | None = None
+        try:
+            started = start(self._core, call, job_id, job_meta, allotment, before=before, recorded=recorded)
+            attempt = started.attempt
+        except CallTimeout as error:
+            attempt = _attempt(error)
+            raise
+        finally:
+            if grant is not None and attempt is not None:
+                self._holdings.bind(grant, attempt)
+        return started
 
     def start_with_resources(
         self, job_id: str, job_meta: Mapping[str, Any] | None, requirement: dict[str, Any]
-    ) -> str:
+    ) -> Started:
         """Check, allocate, consume and start in one call, as the reference's start command does (7.3).
 
         Raises:
             ResourcesLacking: the manager has not enough now, or the site has no manager.
+            FlightlogError: whatever else stands against the start, as ``engine.calls.start`` raises it.
         """
-        manager = self.client.components.get(MANAGER)
         call = self._core.call("start_app", job_id, requirement)
+        manager = self.client.components.get(MANAGER)
         if not isinstance(manager, ResourceManagerSpec):
-            raise self._core.refuse(
-                call,
-                "start_app",
-                ResourcesLacking("this site has no resource_manager", "open the site with one"),
-                job_id,
-            )
-        context = self._context()
-        enough, token = manager.check_resources(requirement, context)
-        if not enough:
-            raise self._core.refuse(
-                call,
-                "start_app",
-                ResourcesLacking(
-                    f"the site lacks {requirement} at this moment", "flightlog status shows who holds what"
-                ),
-                job_id,
-            )
-        resources = manager.allocate_resources(requirement, token, context)
-        consumer = self.client.components.get(CONSUMER)
-        environment: Mapping[str, str] = {}
+            error = ResourcesLacking("this site has no resource_manager", "name one in local/resources.json")
+            raise self._core.refuse(call, "start_app", error, job_id)
+        lock = FileLock(self._core.site.workspace.flight / "resources.lock")
+        lock.acquire(timeout=None)  # one allocation at a time on this site, whichever engine makes it
         try:
-            if resources and isinstance(consumer, ResourceConsumerSpec):
-                environment = consumer.consume(resources)
-            return self._start(job_id, job_meta, resources, token, manager, environment)
-        except (FlightlogError, RuntimeError, ValueError):
-            state = self._core.site.jobs.load(job_id).state if isinstance(job_id, str) else None
-            if resources and not (state and state.live):
-                self._give_back(job_id, resources, token, manager)
+            self._holdings.sync()
+            context = self._context()
+            enough, token = manager.check_resources(requirement, context)
+            if not enough:
+                error = ResourcesLacking(
+                    f"the site lacks {requirement} at this moment", "flightlog status shows who holds what"
+                )
+                raise self._core.refuse(call, "start_app", error, job_id)
+            resources = manager.allocate_resources(requirement, token, context)
+            return self._start_allocated(call, job_id, job_meta, manager, token, resources, lock.release)
+        finally:
+            lock.release()
+
+    def _start_allocated(
+        self,
+        call: Call,
+        job_id: str,
+        job_meta: Mapping[str, Any] | None,
+        manager: ResourceManagerSpec,
+        token: str,
+        resources: dict[str, Any],
+        recorded: Callable[[], None],
+    ) -> Started:
+        grant = self._holdings.grant(job_id, manager, token, resources) if resources else None
+        consumer = self.client.components.get(CONSUMER)
+        try:
+            environment = (
+                consumer.consume(resources) if resources and isinstance(consumer, ResourceConsumerSpec) else {}
+            )
+            allotment = Allotment(resources=resources, token=token, manager=MANAGER, environment=environment)
+            return self._start(call, job_id, job_meta, allotment, grant, recorded)
+        except CallTimeout:
+            raise  # it may come yet, and then it holds what it was given
+        except BaseException as error:
+            if grant is not None:  # here we are the caller
+                self._holdings.leave(grant, _attempt(error))
+                self._holdings.give_back(grant, "the start failed")
             raise
 
     def _component_id(self, component: object | None) -> str | None:
@@ -507,10 +517,9 @@ class ClientEngine:
 
     # -- the reactor's side ----------------------------------------------------------------------
 
-    def _before_launch(self, job_id: str, job_meta: Mapping[str, Any] | None) -> None:
-        context = self._job_context(job_id)
-        context.set_prop(FLContextKey.JOB_META, dict(job_meta or {}), private=True, sticky=False)
-        self._fire(EventType.BEFORE_JOB_LAUNCH, context, job_id)
+    def _before_launch(self, job_id: str, job_meta: Mapping[str, Any]) -> None:
+        if self.role == "owner":  # a client's components are not the site's
+            self._fire(EventType.BEFORE_JOB_LAUNCH, self._job_context(job_id, job_meta), job_id)
 
     def _launched(self, job_id: str) -> None:
         self._fire(EventType.AFTER_JOB_LAUNCH, self._job_context(job_id), job_id)
@@ -518,8 +527,10 @@ class ClientEngine:
     def _completed(self, job_id: str) -> None:
         self._fire(EventType.JOB_COMPLETED, self._job_context(job_id), job_id)
 
-    def _job_context(self, job_id: str) -> FLContext:
+    def _job_context(self, job_id: str, job_meta: Mapping[str, Any] | None = None) -> FLContext:
         context = self._context()
+        meta = job_meta or read_json(self._core.site.workspace.run(job_id) / "meta.json") or {}
+        context.set_prop(FLContextKey.JOB_META, dict(meta), private=True, sticky=False)
         context.set_prop(FLContextKey.CURRENT_JOB_ID, job_id, private=True, sticky=False)
         context.set_prop(FLContextKey.CLIENT_NAME, self.client_name, private=True, sticky=False)
         return context
@@ -539,7 +550,8 @@ class ClientEngine:
         live = [job for job, _ in self._core.view.live()]
         cls = ShutdownRequested if kind == "shutdown" else RestartRequested
         self._core.site.jobs.note(call, [cls(live_jobs=live)])
-        self._fire(EventType.SYSTEM_END, self._context())
+        if self.role == "owner":
+            self._fire(EventType.SYSTEM_END, self._context())
         threading.Thread(target=self._leave_client, args=(kind,), name=kind).start()
         return answer
 
@@ -598,6 +610,20 @@ class ClientEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refused_start(error: FlightlogError) -> str:
+    """The reference's answer to a start that its table has a string for."""
+    if isinstance(error, AlreadyStarted):
+        return "Client app already started."
+    if isinstance(error, JobUnknown | NotDeployed):
+        return ERROR + "Client app does not exist. Please deploy it before starting client."
+    return ERROR + str(error)
+
+
+def _attempt(error: BaseException) -> int | None:
+    """The attempt that an error of a start is about, where one was recorded."""
+    return error.context.get("attempt") if isinstance(error, FlightlogError) else None
 
 
 def _kind(thing: object) -> str:

@@ -48,6 +48,11 @@ class Recorded:
     revision: int
 
     @property
+    def version(self) -> int:
+        """The job's version after them."""
+        return next(iter(self.appended.heads.values()), (0, 0))[0]
+
+    @property
     def position(self) -> str:
         """Position of the first event."""
         return self.appended.positions[0]

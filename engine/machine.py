@@ -49,10 +49,12 @@ def diagram() -> str:
         initial=State.NEW.value,
         auto_transitions=False,
         graph_engine="mermaid",
-        title="A job's life",
+        title="",
         show_auto_transitions=False,
     )
-    return str(machine.get_combined_graph().source)  # type: ignore[attr-defined]
+    text = str(machine.get_combined_graph().source)  # type: ignore[attr-defined]
+    text = text[text.index("stateDiagram-v2") :].replace("Class new s_active", "Class new s_default")
+    return text.replace("  direction LR\n", "  direction LR\n  [*] --> new\n", 1)
 
 
 __all__ = ["Job", "MachineError", "build", "diagram"]

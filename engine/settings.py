@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")
     zip_ratio: int = Field(default=200, gt=0, description="unpacked bytes per packed byte")
 
+    def environment(self) -> dict[str, str]:
+        """The same settings as variables, for a process that we start: a URL may hold a password."""
+        return {f"FLIGHTLOG_{name.upper()}": str(value) for name, value in self.model_dump().items()}
+
 
 def settings(**given: Any) -> Settings:
     """Settings from arguments (None: not given), the environment and the defaults.

@@ -136,7 +136,6 @@ SENTENCES: dict[str, Said] = {
     "LateExit": _end("ended late,"),
     "AppAdopted": lambda b, who: f"A new caretaker on host {b['host']} took over the watch; the app ran on.",
     "OutputClosed": lambda b, who: f"Its output is complete: {_bytes(b['bytes'])}, sha256 {b['sha256'][:12]}….",
-    "ResourcesAllocated": lambda b, who: f"It holds {b['resources']}.",
     "ResourcesRestored": lambda b, who: f"The reopened engine took hold again of {b['resources']} for it.",
     "ResourcesFreed": lambda b, who: f"{b['resources']} went back ({b['why']}).",
     "JobSettled": lambda b, who: (

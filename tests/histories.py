@@ -73,11 +73,12 @@ FIELDS: dict[str, dict[str, Any]] = {
         "start_ticks": 12,
         "argv_sha256": "ef" * 32,
         "started_by": "notify",
+        "started_within": 60.0,
         "isolation": "none",
         "network": "open",
     },
     "AppStarted": {"by": "launcher"},
-    "AppStopping": {"by": "job"},
+    "AppStopping": {"by": "job", "ends_within": 60.0},
     "AppFinished": EXIT,
     "AppFailed": {**EXIT, "exit_code": 3, "outcome": 1},
     "AppAborted": {**EXIT, "exit_code": None, "signal": 15, "outcome": 9, "signalled_before": True, "killed": 2},
@@ -121,7 +122,7 @@ def body(type_: str, attempt: int = 1, **fields: Any) -> Body:
 
 def event(type_: str, state: JobState, **fields: Any) -> Body:
     """A body that fits a state: the next attempt's for a start, else the current one's."""
-    return body(type_, state.attempt + (type_ == "StartRequested"), **fields)
+    return body(type_, max(state.attempt + (type_ == "StartRequested"), 1), **fields)
 
 
 def fact(new: Body, ms: str = "1000", position: str = "1000-1") -> Fact:
@@ -151,7 +152,7 @@ def commands(text: str | None = None) -> list[Command]:
         Abort(origin="deadline", grace=0.5),
         Delete(deadline=60.0, attempts=3, reason=text),
         NotifyStarted(by="job"),
-        NotifyStopped(by="job"),
+        NotifyStopped(by="job", ends_within=60.0),
     ]
 
 

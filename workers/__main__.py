@@ -1,4 +1,7 @@
-"""``python -P -m workers pool|worker``: the pool with its parent's duties, or one more worker."""
+"""``python -P -m workers pool|worker``: the pool with its parent's duties, or one more worker.
+
+Settings come from ``FLIGHTLOG_*``.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -P -m workers", description=__doc__)
     parser.add_argument("what", choices=("pool", "worker"))
     parser.add_argument("--workspace", required=True)
-    parser.add_argument("--record-url")
-    parser.add_argument("--fabric-url")
-    parser.add_argument("--workers", type=int)
     parser.add_argument("--burst", action="store_true", help="worker: end when the queue is empty")
     parser.add_argument("--until-eof", action="store_true", help="pool: end when standard input does")
     args = parser.parse_args(argv)
@@ -26,9 +26,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         site = Site.open(
             workspace=args.workspace,
-            record_url=args.record_url,
-            fabric_url=args.fabric_url,
-            workers=args.workers,
         )
         if args.what == "worker":
             from workers.worker import run_worker

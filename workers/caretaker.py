@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.files import FileLock, read_json
 from engine.fold import Illegal, JobState
 from engine.lifecycle import State
-from engine.orders import read_order, sequence, signal_exact, signal_keepers, start_ticks, write_order
+from engine.orders import covers, read_order, signal_exact, signal_keepers, start_ticks, write_order
 from engine.outcome import end_bodies
 from engine.site import Site
 from engine.workspace import host_name
@@ -340,7 +340,7 @@ class Caretaker:
         if seen:
             return seen
         order = read_order(self.workspace, job)
-        if order and sequence(order.get("through")) >= sequence(state["start_position"]):
+        if covers(order, state["start_position"]):
             return [LaunchExpired(attempt=number, why="aborted")]
         if used_up:
             return [LaunchFailed(attempt=number, code="ATTEMPTS", error="no worker brought it to run")]

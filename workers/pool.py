@@ -100,9 +100,8 @@ class Pool:
             [
                 *(sys.executable, "-P", "-m", "workers", "worker"),
                 *("--workspace", str(self.site.workspace.root)),
-                *("--record-url", self.site.settings.record_url),
-                *("--fabric-url", self.site.settings.fabric_url),
             ],
+            env={**os.environ, **self.site.settings.environment()},
             stdin=subprocess.DEVNULL,
         )
 

@@ -18,7 +18,7 @@ from events.bodies.app import AppLost
 from events.bodies.base import Body
 from events.bodies.job import Origin
 from events.envelope import Actor, Call
-from events.errors import FlightlogError, LogUnavailable
+from events.errors import FlightlogError, LogUnavailable, RecordFull
 from events.spool import Spool
 
 
@@ -57,14 +57,14 @@ def abort(
     command = Abort(origin=origin, grace=float(seconds), reason=current_reason())
     try:
         recorded = core.command(call, job_id, command)
-    except LogUnavailable:
+    except (LogUnavailable, RecordFull):
         spool_abort(core.site.workspace, job_id, call=call, origin=origin, grace=seconds, through=core.view.position)
         return core.view.get(job_id) or JobState()
     wait = settings.abort_timeout if timeout is None else timeout
     if recorded is None or wait <= 0:
         return core.site.jobs.load(job_id).state
     attempt = recorded.state.attempt
-    version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
+    version = recorded.version
     state = core.view.wait(job_id, version, lambda s: s.attempt != attempt or not s.live, wait)
     return state or core.site.jobs.load(job_id).state
 
@@ -110,10 +110,14 @@ def spool_abort(
             "actor": call.actor.model_dump(mode="json"),
         },
     )
+    return order_end(workspace, job_id, through=through, before_ms=now, grace=grace)
+
+
+def order_end(workspace: Workspace, job_id: str, *, through: str | None, before_ms: int, grace: float) -> list[int]:
+    """Write an order for a job's app and tell whoever keeps it; the pids that were told."""
+    write_order(workspace, job_id, through=through, before_ms=before_ms, grace=grace)
     told: list[int] = []
-    folder = workspace.job(job_id)
-    write_order(workspace, job_id, through=through, before_ms=now, grace=grace)
-    for attempt in folder.iterdir():
+    for attempt in workspace.job(job_id).iterdir():
         if attempt.is_dir() and not (attempt / "exit.json").exists():
             told += signal_keepers(attempt)
     return told
@@ -142,6 +146,8 @@ def declare_lost(core: Core, job_id: str, reason: str) -> JobState:
         return [lost] if state.live else []
 
     recorded = core.site.jobs.transact(call, job_id, decide)
+    # Should it be there after all, it must not run on unseen, nor be launched late.
+    order_end(core.site.workspace, job_id, through=core.view.position, before_ms=0, grace=core.site.settings.grace)
     return recorded.state if recorded is not None else core.site.jobs.load(job_id).state
 
 

@@ -41,7 +41,7 @@ def delete(core: Core, job_id: str, *, timeout: float | None = None) -> JobState
     wait = settings.delete_timeout if timeout is None else timeout
     if recorded is None or wait <= 0:
         return core.site.jobs.load(job_id).state
-    version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
+    version = recorded.version
     state = core.view.wait(job_id, version, lambda s: s.state is not State.DELETING, wait)
     if state is None:
         raise CallTimeout(

@@ -14,7 +14,7 @@ from engine.archive import Limits, inspect, read_all
 from engine.core import Core
 from engine.decide import Deploy
 from engine.deploy_checks import brought_code, check_byoc, check_scope, submitters_of
-from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, CallTimeout, NoWorker, from_code
+from engine.errors import CATALOGUE, ArgumentInvalid, ArgumentTypeInvalid, CallTimeout, NoWorker, from_code
 from engine.fold import JobState, work_id
 from engine.ids import check_job_id
 from engine.lifecycle import State
@@ -59,8 +59,8 @@ def deploy(
         DeployFailedError or the worker's error: it did not succeed; the old app is untouched.
     """
     method = "deploy_app"
-    size = len(app_data) if isinstance(app_data, bytes) else None
-    call = core.call(method, app_name, job_id, job_meta, client_name, size)
+    sha256 = hashlib.sha256(app_data).hexdigest() if isinstance(app_data, bytes) else None
+    call = core.call(method, app_name, job_id, job_meta, client_name, sha256)
     request = core.guarded(
         call, method, job_id, lambda: _checked(core, app_name, job_id, job_meta, client_name, app_data)
     )
@@ -72,7 +72,7 @@ def deploy(
     mine = recorded.state["deploys"]
     core.ring("deploy", work_id("deploy", job_id, recorded.state))
     wait = core.site.settings.deploy_timeout if timeout is None else timeout
-    version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
+    version = recorded.version
     if wait <= 0:
         return recorded.state
     state = core.view.wait(job_id, version, lambda s: s.get("deploys") != mine or s.state not in UNDER_WAY, wait)
@@ -81,7 +81,7 @@ def deploy(
         state = core.site.jobs.load(job_id).state
     if state.get("deploys") == mine and state.get("error"):
         code, _, text = state["error"].partition(": ")
-        raise from_code(code if code.isupper() else "DEPLOY_FAILED", text or code, f"flightlog why {job_id}")
+        raise from_code(code if code in CATALOGUE else "DEPLOY_FAILED", text or code, f"flightlog why {job_id}")
     return state
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.actors import current_reason
 from engine.core import Core
-from engine.decide import Start
-from engine.errors import ArgumentTypeInvalid, CallTimeout, LaunchFailedError, NoWorker, from_code
+from engine.decide import Accepted, Start, decide
+from engine.errors import CATALOGUE, ArgumentTypeInvalid, CallTimeout, LaunchFailedError, NoWorker, from_code
 from engine.fold import JobState, work_id
 from engine.ids import check_job_id
 from engine.lifecycle import State
@@ -35,6 +35,14 @@ class Allotment:
         return hashlib.sha256(self.token.encode()).hexdigest()[:32] if self.token else None
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What came of a start: the attempt that was recorded, and the job's state with its process."""
+
+    attempt: int
+    state: JobState
+
+
 def start(
     core: Core,
     call: Call,
@@ -43,7 +51,9 @@ def start(
     allotment: Allotment,
     *,
     timeout: float | None = None,
-) -> JobState:
+    before: Callable[[Mapping[str, Any]], None] | None = None,
+    recorded: Callable[[], None] | None = None,
+) -> Started:
     """Start an app (reference 2.2) and wait until its process is there.
 
     Args:
@@ -53,9 +63,8 @@ def start(
         job_meta: must agree with the deployed metadata; None: not said.
         allotment: the resources it gets.
         timeout: seconds to wait; 0: not at all.
-
-    Returns:
-        The job's state with the process, or after it if it was quick.
+        before: called with the metadata once it is sure that nothing stands against the start.
+        recorded: called as soon as the intent is on the record.
 
     Raises:
         ArgumentInvalid, JobIdInvalid: bad input.
@@ -63,6 +72,7 @@ def start(
         NoWorker: nobody took it in time; it was withdrawn and never launches.
         CallTimeout: the outcome is not known yet.
         LaunchFailedError or the worker's error: it could not be launched.
+        The last three have ``attempt`` in their context: they were recorded.
     """
     method = "start_app"
     meta = core.guarded(call, method, job_id, lambda: _checked(job_id, job_meta))
@@ -77,34 +87,37 @@ def start(
         deadline=settings.claim_deadline,
         attempts=settings.attempts,
     )
-    recorded = core.command(call, job_id, command)
-    if recorded is None:
-        return core.site.jobs.load(job_id).state
-    attempt = recorded.state.attempt
-    core.ring("launch", work_id("launch", job_id, recorded.state))
+    if before is not None and isinstance(decide(core.site.jobs.load(job_id).state, command), Accepted):
+        before(meta or {})
+    done = core.command(call, job_id, command)
+    if recorded is not None:
+        recorded()
+    if done is None:
+        state = core.site.jobs.load(job_id).state
+        return Started(state.attempt, state)
+    attempt = done.state.attempt
+    core.ring("launch", work_id("launch", job_id, done.state))
     wait = settings.start_timeout if timeout is None else timeout
     if wait <= 0:
-        return recorded.state
+        return Started(attempt, done.state)
 
     def there(state: JobState) -> bool:
         return state.attempt != attempt or state.spawned or not state.live
 
-    version = recorded.appended.heads.get(f"job/{job_id}", (0, 0))[0]
-    state = core.view.wait(job_id, version, there, wait)
-    if state is None:
-        _give_up(core, call, job_id, attempt, wait, recorded.state)
-        state = core.site.jobs.load(job_id).state
+    state = core.view.wait(job_id, done.version, there, wait) or _give_up(core, call, job_id, wait, done.state)
     if state.attempt == attempt and not state.spawned and not state.live:
         code, _, text = state.get("error", "").partition(": ")
-        error = from_code(code, text or code) if code.isupper() and code != "ATTEMPTS" else None
-        raise error or LaunchFailedError(
-            f"{job_id} was not launched: {state.get('error')}", f"flightlog why {job_id}"
+        if code in CATALOGUE:
+            raise from_code(code, text, f"flightlog why {job_id}", attempt=attempt)
+        raise LaunchFailedError(
+            f"{job_id} was not launched: {state.get('error')}", f"flightlog why {job_id}", attempt=attempt
         )
-    return state
+    return Started(attempt, state)
 
 
-def _give_up(core: Core, call: Call, job_id: str, attempt: int, wait: float, state: JobState) -> None:
+def _give_up(core: Core, call: Call, job_id: str, wait: float, state: JobState) -> JobState:
     """The caller stops waiting: what nobody has claimed is withdrawn, so that it can never fire late."""
+    attempt = state.attempt
 
     def expire(now: JobState) -> list[LaunchExpired]:
         waits = now.attempt == attempt and now.state is State.STARTING and not now.spawned
@@ -114,12 +127,16 @@ def _give_up(core: Core, call: Call, job_id: str, attempt: int, wait: float, sta
         raise NoWorker(
             f"no worker took the start of {job_id} within {wait:g} s, so it was withdrawn",
             "flightlog up, or flightlog worker",
+            attempt=attempt,
         )
     now = core.site.jobs.load(job_id).state
     if now.attempt == attempt and now.live and not now.spawned:
         raise CallTimeout(
-            f"the start of {job_id} is pending until {clock(state['deadline'])}", f"flightlog wait {job_id}"
+            f"the start of {job_id} is pending until {clock(state['deadline'])}",
+            f"flightlog wait {job_id}",
+            attempt=attempt,
         )
+    return now
 
 
 def _checked(job_id: str, job_meta: Any) -> dict[str, Any] | None:

@@ -199,10 +199,9 @@ def _start(
 ) -> JobState:
     needed = _json(resources, "--resources") if resources else None
     if needed:
-        engine.start_with_resources(job, meta, needed)
-        return engine.site.jobs.load(job).state
+        return engine.start_with_resources(job, meta, needed).state
     call = engine.core.call("start_app", job, meta)
-    return start_call(engine.core, call, job, meta, Allotment(), timeout=patience)
+    return start_call(engine.core, call, job, meta, Allotment(), timeout=patience).state
 
 
 def abort(

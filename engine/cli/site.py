@@ -26,6 +26,7 @@ from engine.doctor import examine
 from engine.errors import ArgumentInvalid, CallTimeout, EngineDown, SiteUnknown
 from engine.fold import JobState
 from engine.overview import overview, owner_of
+from engine.settings import settings
 from engine.site import Site
 from engine.tail import follow_file
 from engine.why import story
@@ -183,8 +184,9 @@ def worker(
     chosen = where()
     workspace = Workspace.find(chosen.folder)
     command = [sys.executable, "-P", "-m", "workers", "worker", "--workspace", str(workspace.root)]
-    command += ["--record-url", chosen.record_url or "", "--fabric-url", chosen.fabric_url or ""]
-    return subprocess.call(command + (["--burst"] if burst else []))
+    env = {**os.environ, **settings(record_url=chosen.record_url, fabric_url=chosen.fabric_url).environment()}
+    env |= {"FLIGHTLOG_WORKSPACE": str(workspace.root), "FLIGHTLOG_SITE": workspace.site}
+    return subprocess.call(command + (["--burst"] if burst else []), env=env)
 
 
 def demo() -> int:
@@ -199,8 +201,8 @@ def demo() -> int:
     out.print(f"[bold]A site[/] is made in {text(folder)}; app {text(app.name)} is deployed and started.\n")
     with ClientEngine.open(site="site-1", workspace=folder, workers=2) as engine:
         deploy_call(engine.core, app.name, job, {}, engine.client_name, read_app(app), timeout=60)
-        state = start_call(engine.core, engine.core.call("start_app", job), job, None, Allotment(), timeout=60)
-        attempt = state.attempt
+        call = engine.core.call("start_app", job)
+        attempt = start_call(engine.core, call, job, None, Allotment(), timeout=60).attempt
 
         def over() -> bool:
             now = engine.core.view.get(job) or JobState()

@@ -153,14 +153,6 @@ class OutputClosed(OfAttempt):
     sha256: str
 
 
-class ResourcesAllocated(OfAttempt):
-    """The resources that this attempt holds."""
-
-    type: Literal["ResourcesAllocated"] = "ResourcesAllocated"
-    resources: dict[str, JsonValue]
-    manager: str | None = None
-
-
 class ResourcesRestored(OfAttempt):
     """A site that opened again took hold of what a live attempt had been given."""
 
@@ -181,5 +173,5 @@ class JobSettled(OfAttempt):
     """All that an attempt's end brings with it has been done."""
 
     type: Literal["JobSettled"] = "JobSettled"
-    freed: Literal["yes", "nothing", "unknown"]
+    freed: Literal["yes", "nothing", "caller", "unknown"]
     completed_fired: bool

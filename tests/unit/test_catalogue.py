@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -177,3 +178,11 @@ def test_every_setting_is_documented() -> None:
         assert f"| `FLIGHTLOG_{name.upper()}` | `{name}` |" in text
         assert info.description, f"{name} has no description"
         assert info.description in text
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_every_test_that_a_page_names_is_there(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", path.read_text("utf-8")):
+        source = DOCS.parent / file
+        assert source.exists(), f"{path.name} names {file}"
+        assert f"def {name}" in source.read_text("utf-8"), f"{path.name} names {file}::{name}"
