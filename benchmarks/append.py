@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from rich.console import Console
@@ -41,6 +42,10 @@ class Call1(NamedTuple):
     expected: tuple[str, int] | None
 
 
+def _always(body: Body, _: JobState) -> list[Body]:
+    return [body]
+
+
 def new_call(step: str = "intent") -> Call:
     """A call that never came before."""
     return Call(call_id=f"0192f3a4-{next(_numbers):012x}", actor=OPERATOR, step=step, arguments="0123456789abcdef")
@@ -56,8 +61,10 @@ class Bench:
         self.states: dict[str, tuple[JobState, int]] = {}
         self.raw_key = store.keys.prefix + "raw"
         for name in self.names:
-            self.jobs.transact(new_call(), name, lambda _, name=name: [deploy_request(name)])
-            done = self.jobs.transact(new_call(), name, lambda _: [DeploySucceeded(files=12, bytes=310_000)])
+            request = deploy_request(name)
+            self.jobs.transact(new_call(), name, partial(_always, request))
+            placed = DeploySucceeded(files=12, bytes=310_000)
+            done = self.jobs.transact(new_call(), name, partial(_always, placed))
             assert done is not None
             self.states[name] = (done.state, done.revision)
 
@@ -152,7 +159,7 @@ class Bench:
         """Microseconds of the server's own time per call of a command in a block."""
         self.store.client.config_resetstat()
         block()
-        stats = cast("dict[str, Any]", self.store.client.info("commandstats"))
+        stats = self.store.client.info("commandstats")
         return float(stats[f"cmdstat_{command}"]["usec_per_call"])
 
     def close_all(self) -> None:

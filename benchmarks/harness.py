@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -175,7 +175,7 @@ def record() -> Iterator[Callable[[str], Store]]:
 
 def machine(store: Store) -> dict[str, Any]:
     """What the numbers depend on; neither paths nor host names."""
-    info = cast("dict[str, Any]", store.client.info("server"))
+    info = store.client.info("server")
     valkey = info.get("valkey_version")
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

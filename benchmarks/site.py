@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, cast
 
 from rich.console import Console
 
@@ -64,7 +63,7 @@ def fill(store: Store, count: int, notes: Console | None = None) -> Jobs:
 
 def used(store: Store) -> int:
     """Bytes that the server has in use."""
-    return int(cast("dict[str, Any]", store.client.info("memory"))["used_memory"])
+    return int(store.client.info("memory")["used_memory"])
 
 
 def forget_calls(store: Store) -> float:

@@ -121,7 +121,7 @@ def disk(workspace: Workspace) -> Iterator[Finding]:
 
 def exchange(workspace: Workspace) -> Iterator[Finding]:
     """Whether the file system can exchange two folders in one step."""
-    with tempfile.TemporaryDirectory(dir=workspace.staging) as name:
+    with tempfile.TemporaryDirectory(dir=workspace.flight) as name:
         one, other = Path(name, "a"), Path(name, "b")
         one.mkdir()
         other.mkdir()

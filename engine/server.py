@@ -62,6 +62,7 @@ class EmbeddedServer:
         self.runtime = runtime_folder(workspace)
         self.socket = self.runtime / f"{role}.sock"
         self.data = workspace.flight / role
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -84,15 +85,22 @@ class EmbeddedServer:
         Raises:
             EngineDown: it could not be started; the message has the end of its log.
         """
+        if self._process is not None:
+            self._process.poll()  # one that we started and that died is reaped
         if self.answers():
             return None
         with locked(self.runtime / f"{self.role}.lock", timeout=START_PATIENCE):
             if self._loading() or self.answers():
                 self._await(None)
                 return None
-            process = self._start()
-            self._await(process)
-            return process.pid
+            self._process = self._start()
+            self._await(self._process)
+            return self._process.pid
+
+    def let_go(self) -> None:
+        """It outlives this process on purpose: whoever uses the site last stops it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.returncode = 0
 
     def pid(self) -> int | None:
         """Its process, where it answers."""
@@ -117,6 +125,8 @@ class EmbeddedServer:
         until = time.monotonic() + 5
         while self.answers() and time.monotonic() < until:
             time.sleep(0.01)
+        if self._process is not None:
+            self._process.wait(5)
 
     def _client(self) -> redis.Redis:
         return redis.Redis(
@@ -226,8 +236,9 @@ class Servers:
         if not self._users.held:
             return False
         last = bool(self.embedded) and self._users.upgrade()
-        if last:
-            for server in self.embedded:
+        for server in self.embedded:
+            if last:
                 server.stop()
+            server.let_go()
         self._users.release()
         return last

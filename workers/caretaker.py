@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import select
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -126,6 +127,7 @@ class Caretaker:
         """Look at all open work once."""
         drain(self.site)
         works = self.site.jobs.open_work()
+        self._sweep_staging()
         open_attempts = set()
         for name, work in works:
             kind, job, number = work["kind"], work["job"], int(work["number"])
@@ -140,6 +142,14 @@ class Caretaker:
                 self._judge(name, kind, job, number, work)
         for job, number in set(self._watched) - open_attempts:
             self._after(job, number)
+
+    def _sweep_staging(self) -> None:
+        """What a worker that is gone, or whose claim is another's, had begun to unpack."""
+        for folder in self.workspace.staging.iterdir():
+            name, _, token = folder.name.removesuffix("-old").rpartition("-")
+            # Asked after the folder was seen: a worker claims before it unpacks.
+            if self.site.jobs.work(name).get("token") != token:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _call(self, call_id: str, step: str, work: Work) -> Call:
         return self.site.system_call(

@@ -22,7 +22,7 @@ def test_L1_a_deploy_survives_the_engine_that_asked_for_it(rig: Rig) -> None:
     rig.in_state("job", "deployed")
     events = rig.check()
     assert types(events, "job").count("DeploySucceeded") == 1
-    assert list(rig.workspace.staging.iterdir()) == [] or "WorkerKilled" in [e.type for e in events]
+    until(lambda: not list(rig.workspace.staging.iterdir()), 20, "what the dead worker unpacked stays")
 
 
 def test_L1_a_launch_survives_the_engine_that_asked_for_it(rig: Rig, tmp_path: Path) -> None:

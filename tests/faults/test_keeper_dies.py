@@ -57,7 +57,7 @@ def test_L5_both_halves_gone_is_lost_without_an_invented_code_and_nothing_is_lef
 
 
 def _sleepers(rig: Rig) -> list[int]:
-    return [pid for pid in processes_with(f"FLIGHTLOG_RUN_DIR={rig.workspace.run('job')}")]
+    return processes_with(f"FLIGHTLOG_RUN_DIR={rig.workspace.run('job')}")
 
 
 @pytest.mark.parametrize("when", ["while it runs", "as it exits"])

@@ -231,7 +231,9 @@ def test_l9_a_remembered_call_that_cannot_be_read_gives_a_clear_error_and_writes
 def test_a_revision_that_has_moved_on_is_a_conflict_and_writes_nothing():
     store = fake_store()
     log = Log(store)
-    log.append(new_call(), [job_event("DeployRequested")], expected=("job/j", 0))
+    log.append(
+        new_call(), [job_event("DeployRequested")], Ops().set("job:j", {"state": "deploying"}), expected=("job/j", 0)
+    )
     before = everything(store)
     for wrong in (0, 2):
         with pytest.raises(RevisionConflict, match="job/j is at revision 1") as caught:
