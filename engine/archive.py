@@ -131,7 +131,7 @@ def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
 
 
 def unpack(data: bytes | Path, target: Path, limits: Limits | None = None) -> Unpacked:
-    """Unpack into ``target`` and have it all on disk before returning.
+    """Unpack into ``target``. Putting it on disk is the caller's part (``engine.files.sync_tree``).
 
     Files get mode 0644, or 0755 where the archive says that the owner may execute them;
     folders get 0755. On any error ``target`` is removed.
@@ -165,8 +165,6 @@ def unpack(data: bytes | Path, target: Path, limits: Limits | None = None) -> Un
                         folders.add(folder)
                 if not entry.folder:
                     written += _write(archive, entry, target / name, allowed - written)
-            for folder in folders | {target.parent}:
-                fsync_folder(folder)
             return Unpacked(sum(not entry.folder for entry in entries), written)
     except BaseException as error:
         shutil.rmtree(target, ignore_errors=True)
@@ -204,15 +202,6 @@ def pack(folder: Path) -> bytes:
         if not archive.namelist():
             raise BadArchive(f"the app folder {folder} is empty", "name the folder that holds config/")
     return out.getvalue()
-
-
-def fsync_folder(folder: Path) -> None:
-    """Have the folder's names on disk, not only its files' bytes."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -411,9 +400,7 @@ def _write(archive: zipfile.ZipFile, entry: _Entry, path: Path, allowed: int) ->
             if written > allowed:
                 raise _bomb(f"gives more and more bytes at {entry.name!r}", allowed)
             out.write(chunk)
-        out.flush()
         os.fchmod(fd, 0o755 if executable else 0o644)
-        os.fsync(fd)
     return written
 
 

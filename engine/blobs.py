@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from engine.archive import fsync_folder, is_disk_full
+from engine.archive import is_disk_full
 from engine.errors import ArgumentInvalid, BadArchive, DiskFull
+from engine.files import sync_folder
 
 _PART = ".part-"  # a put under way
 
@@ -108,7 +109,7 @@ class Blobs:
     def _write(self, path: Path, data: bytes) -> None:
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
-            fsync_folder(self.folder.parent)
+            sync_folder(self.folder.parent)
         fd, part = tempfile.mkstemp(prefix=_PART, dir=self.folder)
         try:
             with os.fdopen(fd, "wb") as out:
@@ -119,4 +120,4 @@ class Blobs:
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
-        fsync_folder(self.folder)
+        sync_folder(self.folder)

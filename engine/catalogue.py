@@ -299,7 +299,8 @@ class ErrorEntry:
 
 def error_entries() -> dict[str, ErrorEntry]:
     """Every error of the three packages, by code."""
-    import_module("events.append")  # defines errors of its own
+    for module in ("events.append", "engine.fold"):
+        import_module(module)  # defines errors of its own
     found = {cls.code: _entry(cls) for cls in all_errors() if _room(cls) in ("events", "engine")}
     found |= {entry.code: entry for entry in _written_in("workers")}
     return dict(sorted(found.items()))

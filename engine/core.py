@@ -113,8 +113,8 @@ class Core:
         body = CallRefused(
             method=method,
             code=error.code,
-            message=error.what[:CUT],
-            job=None if known or job_id is None else str(job_id)[:CUT],
+            message=_plain(error.what),
+            job=None if known or job_id is None else _plain(str(job_id)),
             state=state.state.value if state is not None and known else None,
             revision=revision if known else None,
         )
@@ -179,3 +179,8 @@ class Core:
         self.closed = True
         self.observed.close()
         self.view.stop()
+
+
+def _plain(text: str) -> str:
+    """A foreign text as it can be stored: cut, and without what UTF-8 cannot say."""
+    return text[:CUT].encode("utf-8", "backslashreplace").decode()

@@ -64,6 +64,18 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(root: Path) -> None:
+    """Put every file and folder below ``root``, and ``root`` itself, on disk."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            fd = os.open(Path(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(folder))
+
+
 class FileLock:
     """An exclusive or shared ``flock``, held by this object until it is released or the process dies."""
 

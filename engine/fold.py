@@ -19,6 +19,8 @@ from engine.lifecycle import (
     compiled_events,
 )
 from events.envelope import Event
+from events.errors import FlightlogError
+from events.standin import StandIn
 from events.subjects import job_of
 
 #: event -> source -> destination
@@ -46,8 +48,14 @@ def fact_of(event: Event) -> Fact:
     return Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
 
 
-class Illegal(Exception):
-    """This event cannot come in this state."""
+class Illegal(FlightlogError):
+    """An event cannot come in the state that the job is in.
+
+    Internal: whoever wanted to record it looks again. In a stored log it means that somebody
+    else has written there.
+    """
+
+    code, http, retry = "ILLEGAL_TRANSITION", 409, "no"
 
 
 class JobState(dict[str, str]):
@@ -102,7 +110,9 @@ class JobState(dict[str, str]):
 def later(ms: str, seconds: float) -> str:
     """A time some seconds after ``ms``, which may be a stand-in."""
     plus = int(seconds * 1000)
-    return f"{ms}+{plus}" if ms.startswith("\x01") else str(int(ms) + plus)
+    if isinstance(ms, StandIn):
+        return StandIn(f"{ms}+{plus}")
+    return str(int(ms) + plus)
 
 
 def _asked(fact: Fact) -> dict[str, str]:

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from engine.fold import JobState, fact_of
+from engine.fold import Illegal, JobState
 from engine.projection import Conditions, facts_to_be, note_ops, project
-from engine.rebuild import JobProjector, rebuild_site
-from events.append import Appended, Log, NewEvent, Ops, position_of
+from engine.rebuild import rebuild_site
+from events.append import Appended, Log, NewEvent, Ops
 from events.bodies.base import Body
 from events.envelope import Actor, Call
 from events.errors import RevisionConflict
+from events.standin import StandIn
 from events.store import Store, translated
 from events.subjects import SITE, job_subject
-
-__all__ = ["JobProjector", "Jobs", "Loaded", "Recorded", "fact_of", "position_of"]
 
 #: Times that a decision is made anew when the job changes between looking and recording.
 REDECIDE = 5
@@ -92,14 +91,15 @@ class Jobs:
                 pipe = self.store.client.pipeline(transaction=False)
                 pipe.hget(keys.heads, job_subject(job_id))
                 pipe.hgetall(keys.job(job_id))
+                pipe.llen(keys.index(job_id))
                 pipe.hexists(keys.heads, "@seq")
-                head, fields, any_heads = pipe.execute()
-            if head and fields:
-                version, revision, last = str(head).split(" ")
-                return Loaded(JobState(fields), int(version), int(revision), last)
+                head, fields, indexed, any_heads = pipe.execute()
+            loaded = _loaded(head, fields)
+            if loaded is not None and loaded.version <= indexed:
+                return loaded
             if not head and not fields and (any_heads or not self._has_log()):
                 return Loaded(JobState(), 0, 0, "")
-            self._rebuild(f"projection of {job_id} missing")
+            self._rebuild(f"what is kept of {job_id} does not match its head")
         raise RevisionConflict(f"the record of {job_id} does not settle")
 
     def _has_log(self) -> bool:
@@ -135,8 +135,13 @@ class Jobs:
             bodies = tuple(decide(loaded.state))
             if not bodies:
                 return None
-            facts = facts_to_be(call, bodies)
-            after, ops = project(job_id, loaded.state, facts, conditions)
+            try:
+                after, ops = project(job_id, loaded.state, facts_to_be(call, bodies), conditions)
+            except Illegal:
+                known = self.log.known(call)
+                if known is None:
+                    raise
+                return Recorded(known, bodies, loaded.state, loaded.state, loaded.revision)
             try:
                 appended = self.log.append(
                     call,
@@ -149,7 +154,7 @@ class Jobs:
                     raise
                 continue
             revision = appended.heads.get(subject, (0, 0))[1]
-            return Recorded(appended, bodies, loaded.state, after, revision)
+            return Recorded(appended, bodies, loaded.state, _filled(after, appended), revision)
         raise AssertionError("unreachable")
 
     def note(self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None) -> Appended:
@@ -177,9 +182,11 @@ class Jobs:
             answers = pipe.execute()
         found = []
         for job_id, head, fields in zip(ids, answers[::2], answers[1::2], strict=True):
-            if head and fields:
-                version, revision, last = str(head).split(" ")
-                found.append((job_id, Loaded(JobState(fields), int(version), int(revision), last)))
+            loaded = _loaded(head, fields)
+            if loaded is None and (head or fields):
+                loaded = self.load(job_id)  # it mends what is missing
+            if loaded is not None:
+                found.append((job_id, loaded))
         return found
 
     def open_work(self) -> list[tuple[str, dict[str, str]]]:
@@ -191,6 +198,10 @@ class Jobs:
             for name, _ in listed:
                 pipe.hgetall(keys.work(name))
             answers: list[dict[str, str]] = pipe.execute()
+        for (name, _), fields in zip(listed, answers, strict=True):
+            if not fields and self.store.command("ZSCORE", keys.open, name) is not None:
+                self._rebuild(f"work {name} is open, and nothing is kept of it")
+                return self.open_work()
         return [
             (name, {**fields, "deadline": f"{score:.0f}"})
             for (name, score), fields in zip(listed, answers, strict=True)
@@ -229,6 +240,22 @@ class Jobs:
         while page := self.ids(limit=1000, offset=offset):
             yield from page
             offset += len(page)
+
+
+def _loaded(head: Any, fields: dict[str, str]) -> Loaded | None:
+    """A job from its head and projection; None where one of them is missing or cannot be read."""
+    parts = str(head or "").split(" ")
+    if not fields or len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
+        return None
+    return Loaded(JobState(fields), int(parts[0]), int(parts[1]), parts[2])
+
+
+def _filled(state: JobState, appended: Appended) -> JobState:
+    """A state with the time and positions that the script gave to its events."""
+    ms, _, seq = appended.positions[0].partition("-")
+    return JobState(
+        {name: value.filled(ms, int(seq)) if isinstance(value, StandIn) else value for name, value in state.items()}
+    )
 
 
 def _states() -> list[Any]:

@@ -53,8 +53,7 @@ def diagram() -> str:
         show_auto_transitions=False,
     )
     text = str(machine.get_combined_graph().source)  # type: ignore[attr-defined]
-    text = text[text.index("stateDiagram-v2") :].replace("Class new s_active", "Class new s_default")
-    return text.replace("  direction LR\n", "  direction LR\n  [*] --> new\n", 1)
+    return text[text.index("stateDiagram-v2") :].replace("Class new s_active", "Class new s_default")
 
 
 __all__ = ["Job", "MachineError", "build", "diagram"]

@@ -43,8 +43,8 @@ def _number(text: str | None) -> int | None:
         return None
 
 
-def spawn_bodies(attempt: int, identity: Mapping[str, Any], spec: Mapping[str, Any]) -> list[Body]:
-    """What the disk proves of a spawn."""
+def spawn_bodies(state: JobState, attempt: int, identity: Mapping[str, Any], spec: Mapping[str, Any]) -> list[Body]:
+    """What the disk proves of a spawn, where the record does not have it yet."""
     bodies: list[Body] = [
         AppSpawned(
             attempt=attempt,
@@ -59,7 +59,7 @@ def spawn_bodies(attempt: int, identity: Mapping[str, Any], spec: Mapping[str, A
             network="open",
         )
     ]
-    if spec["started_by"] == "launcher":
+    if spec["started_by"] == "launcher" and state.state in (State.STARTING, State.ABORTING):
         bodies.append(AppStarted(attempt=attempt, by="launcher"))
     return bodies
 
@@ -89,7 +89,7 @@ def end_bodies(
         return [Failed(attempt=attempt, code=exit_["why"], error=exit_["error"])]
     before: list[Body] = []
     if current and not state.spawned and identity is not None and spec is not None:
-        before = spawn_bodies(attempt, identity, spec)
+        before = spawn_bodies(state, attempt, identity, spec)
     started = state.state is not State.STARTING or any(isinstance(b, AppStarted) for b in before)
     outcome, source = resolve(exit_, starting=not started)
     cls: type[AppFinished | AppFailed | AppAborted | LateExit]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, JobState, changes, later, work_id
 from engine.lifecycle import WORK
-from events.append import Closing, Ops, ms_of, position_of
+from events.append import Closing, Ops
 from events.bodies.base import Body
 from events.envelope import Call
+from events.standin import ms_of, position_of
 
 #: kind of work -> the condition under which it may be closed
 Conditions = Mapping[str, tuple[Closing, str]]
@@ -62,19 +63,19 @@ def project(
     changed: dict[str, str] = {}
     for fact in facts:
         change = changes(after, fact)
+        news = {name: value for name, value in change.items() if value != after.get(name)}
         after.update(change)
         if fact.type in COUNTERS:
             ops.add(f"job:{job_id}", COUNTERS[fact.type])
         else:
-            changed.update(change)
+            changed.update(news)
         _work(job_id, after, fact, conditions or {}, ops)
     ops.set(f"job:{job_id}", changed)
     now = after.get("state", "new")
-    if now != before:
-        if before != "new":
-            ops.drop(f"by:state:{before}", job_id)
-        ops.put(f"by:state:{now}", after["since"], job_id)
+    if before not in (now, "new"):
+        ops.drop(f"by:state:{before}", job_id)
     if "since" in changed:
+        ops.put(f"by:state:{now}", after["since"], job_id)
         ops.put("by:time", after["since"], job_id)
     return after, ops
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from engine.fold import TABLE, Fact, JobState, changes, fact_of, work_id
+from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, Illegal, JobState, changes, work_id
 from engine.lifecycle import WORK
-from engine.projection import FOREVER, opened
+from engine.projection import opened
 from events.append import REMEMBERED
 from events.envelope import Event
+from events.errors import RecordDamaged
 from events.rebuild import rebuild
 from events.store import Store
 from events.subjects import job_of
 
 _OPENS = frozenset(event for event, effects in WORK.items() if "+" in effects)
+_WORKS = frozenset(WORK) | {"WorkClaimed"}
+#: Event types that leave a trace in a projection or in open work.
+_MATTERS = frozenset(TABLE) | frozenset(COUNTERS) | frozenset(LAST_WRITER) | _WORKS
 
 
 class Works:
@@ -22,9 +26,11 @@ class Works:
 
     def __init__(self) -> None:
         self.open: dict[str, dict[str, str]] = {}
+        #: Calls whose work was closed a moment ago: they are remembered for a while from then on.
+        self.just_closed: set[str] = set()
 
-    def apply(self, job_id: str, after: JobState, fact: Fact, call: str = "") -> None:
-        """Take in a job's event; ``after`` is the job's state with it."""
+    def apply(self, job_id: str, after: JobState, fact: Fact, call: str = "", *, recent: bool = False) -> None:
+        """Take in a job's event; ``after`` is the job's state with it, ``recent``: calls are remembered."""
         if fact.type == "WorkClaimed":
             self._claimed(fact)
             return
@@ -34,7 +40,9 @@ class Works:
             if fact.type == "JobSettled":
                 name = f"{kind}_{job_id}_{fact.body['attempt']}"
             if effect[0] == "-":
-                self.open.pop(name, None)
+                closed = self.open.pop(name, None)
+                if closed is not None and recent:
+                    self.just_closed.add(closed["call"])
                 continue
             deadline, fields = opened(kind, job_id, after, fact)
             known = self.open.get(name)
@@ -67,27 +75,44 @@ class JobProjector:
         self.keys = store.keys
         self.states: dict[str, JobState] = {}
         self.works = Works()
-        self.calls: dict[str, tuple[str, list[str], dict[str, list[int]]]] = {}
+        self.calls: dict[str, tuple[str, list[str], dict[str, tuple[int, int]]]] = {}
+        self.revisions: dict[str, int] = {}
         self.remember_from = store.now_ms() - REMEMBERED * 1000
 
     def apply(self, event: Event) -> None:
         """Take in the next event."""
-        recent = int(event.ms) >= self.remember_from
+        kind = event.type
+        ms = event.position.partition("-")[0]
+        recent = int(ms) >= self.remember_from
+        if kind in TABLE:
+            self.revisions[event.subject] = self.revisions.get(event.subject, 0) + 1
         job = job_of(event.subject)
-        if job is None and not recent:
+        if not recent and (job is None or kind not in _MATTERS):
             return
         rest = event.rest()
-        name = f"call:{rest['call']}:{rest['step']}"
+        remembered = recent or kind in _OPENS
+        name = f"call:{rest['call']}:{rest['step']}" if remembered else ""
         if job is not None:
-            fact = Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
-            state = self.states.setdefault(job, JobState())
-            state.update(changes(state, fact))
-            self.works.apply(job, state, fact, name)
-        if recent or event.type in _OPENS:
+            fact = Fact(kind, ms, event.position, rest["actor"], rest["correlation"], rest["body"])
+            self._fold(job, fact, name, recent)
+        if remembered:
             call = self.calls.setdefault(name, (rest["arguments"] or "-", [], {}))
             call[1].append(event.position)
-            head = call[2].setdefault(event.subject, [event.version, 0])
-            head[0] = event.version
+            call[2][event.subject] = (event.version, self.revisions.get(event.subject, 0))
+
+    def _fold(self, job: str, fact: Fact, call: str, recent: bool) -> None:
+        state = self.states.get(job)
+        if state is None:
+            state = self.states[job] = JobState()
+        try:
+            state.update(changes(state, fact))
+        except Illegal as error:
+            raise RecordDamaged(
+                f"event {fact.position} of job {job}: {error}",
+                "somebody wrote to the log; restore it from a backup",
+            ) from error
+        if fact.type in _WORKS:
+            self.works.apply(job, state, fact, call, recent=recent)
 
     def open_work(self) -> int:
         """How many pieces of work are open."""
@@ -110,11 +135,11 @@ class JobProjector:
             yield ("ZADD", self.keys.open, work["deadline"], name)
         for name, (digest, positions, heads) in self.calls.items():
             ms, _, seq = positions[0].partition("-")
-            told = " ".join(f"{subject} {version} 0" for subject, (version, _) in heads.items())
+            told = " ".join(f"{subject} {version} {revision}" for subject, (version, revision) in heads.items())
             value = f"{digest} {ms} {seq} {told}"
             if name in held:
                 yield ("SET", prefix + name, value)
-            elif int(ms) >= self.remember_from:
+            elif name in self.works.just_closed or int(ms) >= self.remember_from:
                 yield ("SET", prefix + name, value, "EX", REMEMBERED)
 
 
@@ -125,6 +150,3 @@ def _flat(fields: dict[str, str]) -> list[str]:
 def rebuild_site(store: Store) -> int | None:
     """Write heads, indexes, projections, open work and remembered calls anew from the log."""
     return rebuild(store, lambda: JobProjector(store))
-
-
-__all__ = ["FOREVER", "TABLE", "JobProjector", "Works", "fact_of", "rebuild_site"]

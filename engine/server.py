@@ -117,7 +117,7 @@ class EmbeddedServer:
         """Ask it to end in order; the record flushes its file first."""
         client = self._client()
         try:
-            client.execute_command("SHUTDOWN", "NOSAVE")  # type: ignore[no-untyped-call]
+            client.execute_command("SHUTDOWN", "NOSAVE", "FORCE")  # type: ignore[no-untyped-call]
         except redis.RedisError:
             pass
         finally:

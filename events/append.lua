@@ -10,7 +10,7 @@
 --         Z key score member   put into a sorted set         R key member        take out of it
 --         O work score k f v.. open work                     C work how token    close work; how = any, open, unclaimed, lapsed, token
 --         K work token worker until_in_ms max                claim work, or hold on to it
---       A value or score may be \1m<i>[+<ms>] or \1p<i>: milliseconds or position of event i.
+--       A value or score may be \1m<i>[+<ms>] or \1p<i>: milliseconds or position of event i; \1= marks text.
 -- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject}
 --          {REPEAT, first answer}   {REUSED}   {CONFLICT, revision}   {REBUILD, why}   {EPOCH, current}
 --          {DAMAGED, key}   {CLOSED, work}   {CLAIMED, work, until}   {FENCED, work}   {EXHAUSTED, work}   {EXPIRED, work}
@@ -23,22 +23,26 @@ local call = redis.call
 
 local function number(n) return string.format('%.0f', n) end
 
-local function type_of(key)
-  local answer = call('TYPE', key)
-  return type(answer) == 'table' and answer.ok or answer
+-- A look that a key of another type answers with an error; nil then, and false where there is nothing.
+local function look(command, key, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) == 'table' and answer.err then return nil end
+  return answer
 end
 
-local function wrong(key, wanted)
-  local is = type_of(key)
-  return is ~= 'none' and is ~= wanted
+local checked = {}
+local function usable(command, key)
+  if checked[key] == nil then checked[key] = look(command, key) ~= nil end
+  return checked[key]
 end
 
 -- 1. the log and its heads agree
-if wrong(log, 'stream') then return {'DAMAGED', log} end
-if wrong(heads, 'hash') then return {'DAMAGED', heads} end
-local tail = call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-local site = call('HMGET', heads, '@seq', '@ms', '@open', '@epoch')
+local tail = look('XREVRANGE', log, '+', '-', 'COUNT', 1)
+if tail == nil then return {'DAMAGED', log} end
+local site = look('HMGET', heads, '@seq', '@ms', '@open', '@epoch')
+if site == nil then return {'DAMAGED', heads} end
 local seq, last_ms, open_count
+local fresh = false
 if site[1] and site[2] and site[3] and site[4] then
   seq, last_ms, open_count = tonumber(site[1]), tonumber(site[2]), tonumber(site[3])
   if not (seq and last_ms and open_count and tonumber(site[4])) then return {'REBUILD', 'heads unreadable'} end
@@ -47,19 +51,20 @@ if site[1] and site[2] and site[3] and site[4] then
 elseif tail[1] then
   return {'REBUILD', 'heads missing'}
 else
-  seq, last_ms, open_count = 0, 0, 0
+  seq, last_ms, open_count, fresh = 0, 0, 0, true
   site[4] = epoch
 end
 if site[4] ~= epoch then return {'EPOCH', site[4]} end
 local open_key = prefix .. 'open'
-if wrong(open_key, 'zset') then return {'DAMAGED', open_key} end
-if call('ZCARD', open_key) ~= open_count then return {'REBUILD', 'open work and its count differ'} end
+local opened = look('ZCARD', open_key)
+if opened == nil then return {'DAMAGED', open_key} end
+if opened ~= open_count then return {'REBUILD', 'open work and its count differ'} end
 
 -- 2. the same call again
 local dedupe_key = prefix .. dedupe
 if dedupe ~= '' then
-  if wrong(dedupe_key, 'string') then return {'DAMAGED', dedupe_key} end
-  local known = call('GET', dedupe_key)
+  local known = look('GET', dedupe_key)
+  if known == nil then return {'DAMAGED', dedupe_key} end
   if known then
     local was, answer = string.match(known, '^(%S*) (.*)$')
     if was ~= digest then return {'REUSED'} end
@@ -83,11 +88,14 @@ for i = 1, n do
     local id = string.match(name, '^job/(.+)$')
     if id then
       s.index = prefix .. 'idx:' .. id
-      if wrong(s.index, 'list') then return {'DAMAGED', s.index} end
-      if call('LLEN', s.index) ~= s.version then return {'REBUILD', 'index of ' .. name .. ' differs'} end
+      local length = look('LLEN', s.index)
+      if length == nil then return {'DAMAGED', s.index} end
+      if length ~= s.version then return {'REBUILD', 'index of ' .. name .. ' differs'} end
       local projection = prefix .. 'job:' .. id
-      if wrong(projection, 'hash') then return {'DAMAGED', projection} end
-      if s.version > 0 and type_of(projection) == 'none' then return {'REBUILD', 'projection of ' .. name .. ' missing'} end
+      local fields = look('HLEN', projection)
+      if fields == nil then return {'DAMAGED', projection} end
+      checked[projection] = true
+      if s.version > 0 and fields == 0 then return {'REBUILD', 'projection of ' .. name .. ' missing'} end
     end
     subjects[name] = s
     order[#order + 1] = name
@@ -106,24 +114,26 @@ while at <= #ARGV do
   local op = ARGV[at]
   if op == 'S' or op == 'I' then
     local key = prefix .. ARGV[at + 1]
-    if wrong(key, 'hash') then return {'DAMAGED', key} end
+    if not usable('HLEN', key) then return {'DAMAGED', key} end
     if op == 'I' then
       local is = call('HGET', key, ARGV[at + 2])
-      if is and not string.match(is, '^%-?%d+$') then return {'DAMAGED', key} end
+      -- 15 digits: far from where an addition would fail, after the writes have begun
+      if is and not (string.match(is, '^%-?%d+$') and #is <= 15) then return {'DAMAGED', key} end
     end
     ops[#ops + 1] = at
     at = at + (op == 'S' and 3 + 2 * tonumber(ARGV[at + 2]) or 4)
   elseif op == 'Z' or op == 'R' then
     local key = prefix .. ARGV[at + 1]
-    if wrong(key, 'zset') then return {'DAMAGED', key} end
+    if not usable('ZCARD', key) then return {'DAMAGED', key} end
     ops[#ops + 1] = at
     at = at + (op == 'Z' and 4 or 3)
   else
     local work = prefix .. 'work:' .. ARGV[at + 1]
-    if wrong(work, 'hash') then return {'DAMAGED', work} end
-    local is = call('HMGET', work, 'token', 'until', 'attempts', 'kind')
+    local is = look('HMGET', work, 'token', 'until', 'attempts', 'kind')
+    if is == nil then return {'DAMAGED', work} end
     local listed = call('ZSCORE', open_key, ARGV[at + 1])
     if (listed and not is[4]) or (is[4] and not listed) then return {'REBUILD', 'work ' .. ARGV[at + 1] .. ' incomplete'} end
+    if is[3] and not string.match(is[3], '^%d+$') then return {'REBUILD', 'work ' .. ARGV[at + 1] .. ' unreadable'} end
     local held = is[1] and tonumber(is[2]) and tonumber(is[2]) > now
     if op == 'O' then
       ops[#ops + 1] = at
@@ -168,22 +178,28 @@ end
 
 local function filled(value)
   if string.byte(value) ~= 1 then return value end
+  if string.sub(value, 2, 2) == '=' then return string.sub(value, 3) end
   local what, i, plus = string.match(value, '^\1([mp])(%d+)%+?(%d*)$')
   if what == 'p' then return number(ms) .. '-' .. number(first + tonumber(i)) end
   return number(ms + (tonumber(plus) or 0))
 end
 
 local answer = {'OK', number(ms), number(first)}
+local head_fields = {'@seq', number(seq), '@ms', number(ms)}
 for _, name in ipairs(order) do
   local s = subjects[name]
-  call('HSET', heads, name, number(s.version) .. ' ' .. number(s.revision) .. ' ' .. s.last)
-  if s.index then call('RPUSH', s.index, unpack(s.positions)) end
+  head_fields[#head_fields + 1] = name
+  head_fields[#head_fields + 1] = number(s.version) .. ' ' .. number(s.revision) .. ' ' .. s.last
+  for from = 1, s.index and #s.positions or 0, 1000 do
+    call('RPUSH', s.index, unpack(s.positions, from, math.min(from + 999, #s.positions)))
+  end
   answer[#answer + 1] = name
   answer[#answer + 1] = number(s.version)
   answer[#answer + 1] = number(s.revision)
 end
 
-local keeps_dedupe = false
+local opened_here = {} -- work that this append opens and that is open at its end
+local before_ops = open_count
 for _, o in ipairs(ops) do
   local op, name = ARGV[o], ARGV[o + 1]
   if op == 'S' then
@@ -202,8 +218,9 @@ for _, o in ipairs(ops) do
     for k = 1, 2 * tonumber(ARGV[o + 3]) do fields[k] = filled(ARGV[o + 3 + k]) end
     if call('ZADD', open_key, filled(ARGV[o + 2]), name) == 1 then
       open_count = open_count + 1
+      call('DEL', work) -- whatever was planted there while it was not open
       if dedupe ~= '' and life == 0 then
-        keeps_dedupe = true
+        opened_here[name] = true
         fields[#fields + 1] = 'call'
         fields[#fields + 1] = dedupe
       end
@@ -213,6 +230,7 @@ for _, o in ipairs(ops) do
     local work = prefix .. 'work:' .. name
     if call('ZREM', open_key, name) == 1 then
       open_count = open_count - 1
+      opened_here[name] = nil
       local of = call('HGET', work, 'call')
       if of then call('EXPIRE', prefix .. of, 600) end
       call('DEL', work)
@@ -223,9 +241,20 @@ for _, o in ipairs(ops) do
     call('HSET', work, 'token', ARGV[o + 2], 'claimed_by', ARGV[o + 3], 'until', ARGV[o + 4])
   end
 end
-call('HSET', heads, '@seq', number(seq), '@ms', number(ms), '@open', number(open_count), '@epoch', epoch, '@format', '1')
+if open_count ~= before_ops or fresh then
+  head_fields[#head_fields + 1] = '@open'
+  head_fields[#head_fields + 1] = number(open_count)
+end
+if fresh then
+  for _, field in ipairs({'@epoch', epoch, '@format', '1'}) do head_fields[#head_fields + 1] = field end
+end
+call('HSET', heads, unpack(head_fields))
 if dedupe ~= '' then
-  call('SET', dedupe_key, digest .. ' ' .. table.concat(answer, ' ', 2))
-  if not keeps_dedupe then call('EXPIRE', dedupe_key, life > 0 and life or 600) end
+  local known = digest .. ' ' .. table.concat(answer, ' ', 2)
+  if next(opened_here) then
+    call('SET', dedupe_key, known)
+  else
+    call('SET', dedupe_key, known, 'EX', life > 0 and life or 600)
+  end
 end
 return answer

@@ -9,22 +9,13 @@ from typing import Any, Literal
 from events.bodies.base import Body
 from events.envelope import Call, encode
 from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RevisionConflict
+from events.standin import escaped
 from events.store import Store, translated
 
 Closing = Literal["any", "open", "unclaimed", "lapsed", "token"]
 
 #: Seconds for which a call that opened no work is remembered.
 REMEMBERED = 600
-
-
-def ms_of(index: int, plus: int = 0) -> str:
-    """Stands for the milliseconds of the ``index``-th event of an append, known only to the script."""
-    return f"\x01m{index}+{plus}" if plus else f"\x01m{index}"
-
-
-def position_of(index: int) -> str:
-    """Stands for the position of the ``index``-th event of an append."""
-    return f"\x01p{index}"
 
 
 class Ops:
@@ -39,7 +30,7 @@ class Ops:
         if values:
             self.args += ["S", key, len(values)]
             for name, value in values.items():
-                self.args += [name, value]
+                self.args += [name, escaped(value)]
         return self
 
     def add(self, key: str, name: str, by: int = 1) -> Ops:
@@ -62,7 +53,7 @@ class Ops:
         self.opens = True
         self.args += ["O", work, deadline, len(values)]
         for name, value in values.items():
-            self.args += [name, value]
+            self.args += [name, escaped(value)]
         return self
 
     def close(self, work: str, how: Closing = "open", token: str = "") -> Ops:
@@ -153,6 +144,8 @@ class Log:
             CallIdReused: the call id is known with other arguments.
             LogUnavailable, RecordFull, RecordDamaged, ServerUnsafe: the server's side.
         """
+        if not events or (expected is not None and all(e.subject != expected[0] for e in events)):
+            raise ValueError("an append needs events, and among them one of the guarded subject")
         self.store.ensure_safe()
         for _ in range(4):
             answer = self._once(call, events, ops, expected)
@@ -222,8 +215,14 @@ class Log:
 def _appended(answer: list[Any], count: int) -> Appended:
     repeated = answer[0] == "REPEAT"
     parts = answer[1].split(" ") if repeated else answer[1:]
-    ms, first = parts[0], int(parts[1])
-    heads = {parts[i]: (int(parts[i + 1]), int(parts[i + 2])) for i in range(2, len(parts), 3)}
+    try:
+        ms, first = parts[0], int(parts[1])
+        heads = {parts[i]: (int(parts[i + 1]), int(parts[i + 2])) for i in range(2, len(parts), 3)}
+    except (ValueError, IndexError) as error:
+        raise RecordDamaged(
+            f"the answer that is remembered for this call cannot be read: {answer[1][:80]!r}",
+            "somebody else writes to this server: give the site one of its own",
+        ) from error
     return Appended(tuple(f"{ms}-{first + k}" for k in range(count)), heads, repeated)
 
 

@@ -8,7 +8,8 @@ type never parse JSON.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pydantic_core import from_json, to_json
 
 from events.bodies import parse_body
 from events.bodies.base import Body, Personal
+from events.errors import RecordDamaged
 
 
 class Actor(BaseModel):
@@ -71,10 +73,10 @@ def iso(ms: str | int) -> str:
 
 def digest_of(*arguments: Any) -> str:
     """Digest of a call's arguments: 16 hex digits of SHA-256 over their JSON."""
-    return hashlib.sha256(to_json(arguments, fallback=repr)).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(arguments, default=repr).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """One recorded event.
 
@@ -134,9 +136,21 @@ class Event:
         }
 
 
-def from_entry(position: str, fields: Mapping[str, str]) -> Event:
-    """An event from a stream entry; raises KeyError or ValueError where the entry is none of ours."""
-    return Event(position, fields["t"], fields["s"], int(fields["v"]), fields["d"])
+def from_entry(position: str, fields: Sequence[str]) -> Event:
+    """An event from a stream entry as the server sends it: name, value, name, value, ...
+
+    Raises:
+        RecordDamaged: the entry is none of ours.
+    """
+    try:
+        t, kind, s, subject, v, version, d, rest = fields
+        if (t, s, v, d) == ("t", "s", "v", "d"):
+            return Event(position, kind, subject, int(version), rest)
+    except ValueError:
+        pass  # told below, for every shape that is not ours
+    raise RecordDamaged(
+        f"the log's entry {position} was not written by Flightlog", "give the site a server of its own"
+    )
 
 
 def encode(call: Call, actor_json: str, body: Body, epoch: int) -> str:

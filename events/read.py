@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from events.envelope import Event, from_entry
 from events.store import Store, translated
+from events.subjects import job_subject
 
 PAGE = 1000
 
@@ -44,7 +45,13 @@ def read_job(
     """A job's events after a version (or, backward, all from the newest), through its index."""
     key = store.keys.index(job_id)
     with translated():
-        end = store.client.llen(key)
+        pipe = store.client.pipeline(transaction=False)
+        pipe.hget(store.keys.heads, job_subject(job_id))
+        pipe.llen(key)
+        head, end = pipe.execute()
+    if str(head or end).partition(" ")[0] != str(end):
+        yield from _without_index(store, job_id, after, backward)
+        return
     low = after
     while low < end:
         # By absolute index: the list only grows, so pages neither overlap nor leave a gap.
@@ -54,6 +61,13 @@ def read_job(
         found = at(store, positions)
         yield from (reversed(found) if backward else found)
         low, end = (low, first) if backward else (last + 1, end)
+
+
+def _without_index(store: Store, job_id: str, after: int, backward: bool) -> Iterator[Event]:
+    """A job's events from the log itself, where the index does not match its head."""
+    subject = job_subject(job_id)
+    events = read_back(store) if backward else read(store)
+    return (event for event in events if event.subject == subject and event.version > after)
 
 
 def at(store: Store, positions: list[str]) -> list[Event]:

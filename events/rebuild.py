@@ -8,8 +8,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+from events.bodies import BODIES
 from events.envelope import Event
 from events.errors import LogUnavailable
 from events.read import read
@@ -17,6 +18,8 @@ from events.store import Store, translated
 from events.subjects import job_of
 
 LOCK_MS = 30_000
+#: Types that count in a subject's revision.
+LIFECYCLE = frozenset(name for name, body in BODIES.items() if body.lifecycle)
 #: Everything below the prefix that is not the log itself, a lease, or a follower's cursor.
 DERIVED = ("heads", "open", "idx:*", "job:*", "by:*", "work:*", "call:*")
 
@@ -77,19 +80,19 @@ def rebuild(store: Store, projector: Callable[[], Projector], *, patience: float
 def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
     client, keys = store.client, store.keys
     with translated():
-        epoch = cast("str | None", client.hget(keys.heads, "@epoch"))
         for pattern in DERIVED:
             for name in list(client.scan_iter(match=_literal(keys.prefix) + pattern, count=1000)):
                 client.delete(name)
     heads: dict[str, list[Any]] = {}
     indexes: dict[str, list[str]] = {}
-    total, last, ring = 0, "0-0", 0
+    total, ring = 0, 0
+    last: Event | None = None
     for event in read(store):
         total += 1
-        last = event.position
+        last = event
         head = heads.setdefault(event.subject, [0, 0, ""])
         head[0], head[2] = event.version, event.position
-        if projector_counts(event):
+        if event.type in LIFECYCLE:
             head[1] += 1
         job = job_of(event.subject)
         if job is not None:
@@ -102,7 +105,6 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
                 client.pexpire(lock, LOCK_MS)
             _write_indexes(store, indexes)
             indexes.clear()
-        epoch = str(max(int(epoch or 1), 1))
     _write_indexes(store, indexes)
     with translated():
         pipe = client.pipeline(transaction=False)
@@ -111,26 +113,18 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
             if number % 5000 == 4999:
                 pipe.execute()
         pipe.execute()
-        if total:
-            ms, _, seq = last.partition("-")
-            mapping = {name: f"{v} {r} {position}" for name, (v, r, position) in heads.items()}
-            mapping |= {
+        if last is not None:
+            ms, _, seq = last.position.partition("-")
+            fields = {name: f"{v} {r} {position}" for name, (v, r, position) in heads.items()}
+            fields |= {
                 "@seq": seq,
                 "@ms": ms,
                 "@open": str(projector.open_work()),
-                "@epoch": epoch or "1",
+                "@epoch": str(last.rest()["epoch"]),  # epochs only grow
                 "@format": "1",
             }
-            client.hset(keys.heads, items=[part for pair in mapping.items() for part in pair])
+            client.hset(keys.heads, items=[part for pair in fields.items() for part in pair])
     return total
-
-
-def projector_counts(event: Event) -> bool:
-    """Whether an event counts in its subject's revision."""
-    from events.bodies import BODIES
-
-    body = BODIES.get(event.type)
-    return body is not None and body.lifecycle
 
 
 def _write_indexes(store: Store, indexes: dict[str, list[str]]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("flightlog.spool")
 
 
 class Spool:
@@ -39,3 +42,5 @@ class Spool:
                 yield path, json.loads(path.read_text("utf-8"))
             except FileNotFoundError:
                 continue  # another process recorded it a moment ago
+            except ValueError:
+                log.error("%s cannot be read; it stays for people to look at", path)

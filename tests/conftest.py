@@ -32,8 +32,12 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     """A folder for a site; whatever still runs for it when the test is over is ended."""
     folder = tmp_path / "ws"
     yield folder
-    for pid in processes_with(str(folder)):
-        kill(pid)
+    for _ in range(50):  # a pool may start a server again while it is itself about to end
+        left = processes_with(str(folder))
+        if not left:
+            break
+        for pid in left:
+            kill(pid)
 
 
 @pytest.fixture

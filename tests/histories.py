@@ -18,10 +18,10 @@ from engine.decide import (
     Start,
     decide,
 )
-from engine.fold import Fact, Illegal, JobState, changes
+from engine.fold import Fact, Illegal, JobState, changes, fact_of
 from engine.jobs import Jobs
 from engine.lifecycle import EVENTS
-from engine.rebuild import Works, fact_of
+from engine.rebuild import Works
 from events.append import Appended, Ops, WorkRefused
 from events.bodies import BODIES
 from events.bodies.base import Body
@@ -87,7 +87,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "AppAdopted": {"caretaker": "h:3:4", "host": "h"},
     "LateExit": EXIT,
     "OutputClosed": {"bytes": 5, "sha256": "12" * 32},
-    "ResourcesAllocated": {"resources": {"gpu": [0]}},
     "ResourcesRestored": {"resources": {}},
     "ResourcesFreed": {"attempt": None, "resources": {}, "why": "refused"},
     "JobSettled": {"freed": "yes", "completed_fired": True},

@@ -39,7 +39,7 @@ from events.bodies.base import Body
 from events.bodies.job import AbortRequested, DeployFailed
 from events.bodies.site import WorkerKilled
 from events.envelope import Call
-from events.errors import FlightlogError, LogUnavailable
+from events.errors import LogUnavailable
 from events.follow import follow
 from events.read import at, last_position
 from workers.delete import Deleter
@@ -89,7 +89,7 @@ class Caretaker:
             except LogUnavailable as error:
                 log.warning("the record is away: %s", error)
                 stop.wait(0.1)
-            except FlightlogError:
+            except Exception:  # a duty ends with the pool, not with an error
                 log.exception("a look at the open work failed; it is tried again")
                 stop.wait(1)
             self._doze()

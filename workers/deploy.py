@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from engine.archive import Limits, unpack
 from engine.blobs import Blobs
 from engine.errors import DiskFull
 from engine.faults import passing
-from engine.files import sync_folder, write_json, write_whole
+from engine.files import sync_folder, sync_tree
 from engine.fold import JobState
 from engine.lifecycle import State
 from engine.orders import sequence
@@ -103,11 +104,11 @@ def _stage(site: Site, claim: Claim, request: dict[str, Any], staging: Path) -> 
     archive = Blobs(site.workspace.root).get(request["sha256"])
     staging.mkdir(parents=True)
     unpacked = unpack(archive, staging / f"app_{site.name}", limits)
-    write_whole(staging / "fl_app.txt", f"{request['app']}\n".encode(), 0o644)
+    (staging / "fl_app.txt").write_text(f"{request['app']}\n")
     meta = {**request["meta"], "byoc": True} if request["byoc"] else {**request["meta"]}
     if not request["byoc"]:
         meta.pop("byoc", None)
-    write_json(staging / "meta.json", meta, 0o644)
+    (staging / "meta.json").write_text(json.dumps(meta, indent=4, sort_keys=True))
     receipt = {
         "work": claim.work_id,
         "position": claim.position,
@@ -115,7 +116,8 @@ def _stage(site: Site, claim: Claim, request: dict[str, Any], staging: Path) -> 
         "files": unpacked.files,
         "bytes": unpacked.bytes,
     }
-    write_json(staging / ".receipt.json", receipt)
+    (staging / ".receipt.json").write_text(json.dumps(receipt))
+    sync_tree(staging)
     return receipt
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import marshal
 import os
 import secrets
 import select
@@ -17,7 +19,7 @@ from engine.app_config import AppConfig, parse_config
 from engine.archive import CONFIG
 from engine.errors import BadConfig
 from engine.faults import passing
-from engine.files import read_json, write_json
+from engine.files import read_json, write_json, write_whole
 from engine.fold import JobState
 from engine.orders import covers, read_order
 from engine.outcome import end_bodies, spawn_bodies
@@ -30,6 +32,8 @@ from workers.claim import Claim
 from workers.spool import drain
 
 KEEPER = Path(__file__).with_name("keeper.py")
+#: Compiled by the worker's own import of it; run by path, the source would be compiled at every launch.
+COMPILED = Path(importlib.util.cache_from_source(str(KEEPER)))
 PATIENCE = 20.0  # seconds for the keeper's word
 #: Not handed on to an app: what is ours, and what tells where our servers are.
 WITHHELD = ("FLIGHTLOG_", "RQ_", "REDIS_", "VALKEY_")
@@ -77,7 +81,7 @@ def proven(state: JobState, attempt: int, folder: Path, refused: dict[str, Any] 
     if exit_ is not None and not exit_["ran"]:
         return end_bodies(state, attempt, exit_, identity, spec)
     if identity is not None and spec is not None:
-        return spawn_bodies(attempt, identity, spec)
+        return spawn_bodies(state, attempt, identity, spec)
     return []
 
 
@@ -113,6 +117,7 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
         "argv_sha256": hashlib.sha256("\0".join(config.command).encode()).hexdigest(),
     }
     write_json(folder / "spec.json", spec)
+    write_whole(folder / "spec.bin", marshal.dumps(spec))
     keep(folder)
 
 
@@ -153,13 +158,19 @@ def prepare_log(run: Path, folder: Path) -> None:
     os.link(log, shown)
 
 
+def keeper() -> Path:
+    """The keeper's program: compiled where that is up to date, else its source."""
+    fresh = COMPILED.exists() and COMPILED.stat().st_mtime >= KEEPER.stat().st_mtime
+    return COMPILED if fresh else KEEPER
+
+
 def keep(folder: Path) -> None:
     """Start the keeper and wait for its word; what it did is on disk either way."""
     ready, said = os.pipe()
     try:
         with (folder / "keeper.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), str(folder), str(said)],
+                [sys.executable, "-I", "-S", str(keeper()), str(folder), str(said)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -20,7 +20,7 @@ from events.bodies.app import LaunchExpired
 from events.bodies.base import Body
 from events.bodies.job import DeleteAbandoned, DeployExpired
 from events.bodies.site import WorkRerung
-from events.errors import FlightlogError, LogUnavailable
+from events.errors import LogUnavailable
 from events.store import translated
 
 log = logging.getLogger("flightlog.reconciler")
@@ -51,7 +51,7 @@ class Reconciler:
                     self.tick()
             except LogUnavailable as error:
                 log.warning("a server is away: %s", error)
-            except FlightlogError:
+            except Exception:  # a duty ends with the pool, not with an error
                 log.exception("reconciling failed; it is tried again")
             stop.wait(every)
 

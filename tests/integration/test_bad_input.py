@@ -638,7 +638,9 @@ def test_L9_a_scope_that_the_site_does_not_allow_is_answered_in_the_references_w
 
 def test_L9_code_of_the_apps_own_without_the_right_is_answered_in_the_references_words(site, good):
     with policy(site, "authorization.json", {"format_version": "1.0", "permissions": {"lead": {"byoc": "none"}}}):
-        watched = try_it(site, lambda engine: engine.deploy_app("app", "fresh", {"submitter_role": "lead"}, SITE, good))
+        watched = try_it(
+            site, lambda engine: engine.deploy_app("app", "fresh", {"submitter_role": "lead"}, SITE, good)
+        )
     assert watched.error is None
     assert watched.answer == "NVFLARE_ERROR: BYOC not permitted"
     assert watched.refusal().body["code"] == "BYOC_DENIED"
@@ -783,7 +785,9 @@ def test_a_record_that_takes_connections_and_never_answers_is_said_within_a_minu
         silent.listen(50)
         began = time.monotonic()
         with pytest.raises((LogUnavailable, EngineDown)) as caught:
-            ClientEngine.open(site=SITE, workspace=workspace, record_url=f"redis://127.0.0.1:{silent.getsockname()[1]}")
+            ClientEngine.open(
+                site=SITE, workspace=workspace, record_url=f"redis://127.0.0.1:{silent.getsockname()[1]}"
+            )
         assert "record_url" in caught.value.fix
         assert time.monotonic() - began < 60
 

@@ -10,15 +10,16 @@ import pytest
 
 from engine.jobs import Jobs
 from engine.projection import facts_to_be, project
-from events.append import REMEMBERED, Appended, Log, NeedsRebuild, NewEvent, Ops, WorkRefused, ms_of, position_of
+from events.append import REMEMBERED, Appended, Log, NeedsRebuild, NewEvent, Ops, WorkRefused
 from events.bodies.base import Body
 from events.envelope import Call
 from events.errors import CallIdReused, FlightlogError, LogUnavailable, RecordDamaged, RevisionConflict
 from events.read import count, read
+from events.standin import ms_of, position_of
 from events.store import Store
 from events.subjects import SITE
 from tests.histories import body, event
-from tests.support import TESTER, check_record, fake_store, new_call
+from tests.support import TESTER, check_record, fake_store, new_call, until
 
 NOTE = NewEvent(SITE, body("AgentSet"))
 
@@ -80,7 +81,13 @@ def test_an_event_carries_actor_call_cause_and_correlation():
     first, second = read(store)
     told = first.as_dict()
     assert told["actor"] == {"id": "tester", "kind": "person", "auth": "os-uid", "via": "python"}
-    assert [told[n] for n in ("call_id", "step", "arguments", "cause", "correlation")] == ["c-1", "s", "ab", "1-1", "c-0"]
+    assert [told[n] for n in ("call_id", "step", "arguments", "cause", "correlation")] == [
+        "c-1",
+        "s",
+        "ab",
+        "1-1",
+        "c-0",
+    ]
     assert second.rest()["correlation"] == "c-2", "a first call is its own correlation"
 
 
@@ -107,7 +114,10 @@ def test_stand_ins_are_filled_with_the_time_and_position_of_their_event():
     store = fake_store()
     ops = (
         Ops()
-        .set("job:x", {"a": ms_of(0), "b": ms_of(1, 2500), "c": position_of(0), "d": position_of(1), "e": "", "f": "m0"})
+        .set(
+            "job:x",
+            {"a": ms_of(0), "b": ms_of(1, 2500), "c": position_of(0), "d": position_of(1), "e": "", "f": "m0"},
+        )
         .put("by:time", ms_of(1, 7), "x")
         .open("w", ms_of(0, 60_000), {"kind": "k", "at": position_of(1)})
     )
@@ -236,8 +246,8 @@ def test_a_revision_that_has_moved_on_is_a_conflict_and_writes_nothing():
     )
     before = everything(store)
     for wrong in (0, 2):
+        ops = Ops().set("job:j", {"x": "y"}).open("w", "1", {"kind": "k"})
         with pytest.raises(RevisionConflict, match="job/j is at revision 1") as caught:
-            ops = Ops().set("job:j", {"x": "y"}).open("w", "1", {"kind": "k"})
             log.append(new_call(), [NOTE, job_event("DeploySucceeded")], ops, expected=("job/j", wrong))
         assert caught.value.context["revision"] == 1
     assert everything(store) == before
@@ -269,6 +279,7 @@ def test_l9_an_append_without_events_is_refused_or_leaves_the_record_whole():
     log = Log(store)
     log.append(new_call(), [NOTE])
     head = store.client.hgetall(store.keys.heads)
+    until(lambda: store.now_ms() > int(head["@ms"]), 5, "the clock moves on")
     try:
         log.append(new_call(), [])
     except (FlightlogError, ValueError):
@@ -615,6 +626,17 @@ def test_l2_a_head_that_cannot_be_read_is_written_anew_from_the_log(field, fresh
     assert before.startswith("2 2 ")
     assert (heads["@seq"], heads["@open"]) == ("4", "0")
     assert "ProjectionRebuilt" in [one.type for one in read(store)]
+
+
+@pytest.mark.parametrize("value", ["garbage", "1 2", "x 2 3-3", "1 2 3-3 4"])
+def test_l2_a_head_that_cannot_be_read_is_written_anew_by_whoever_loads_the_job(value):
+    store = fake_store()
+    jobs = Jobs(store)
+    run(jobs, "j", "DeployRequested", "DeploySucceeded")
+    before = jobs.load("j")
+    store.client.hset(store.keys.heads, "job/j", value)
+    assert jobs.load("j") == before
+    assert jobs.load_many(["j"]) == [("j", before)]
 
 
 @pytest.mark.parametrize("field", ["@seq", "@ms", "@open", "@epoch", "job/j"])

@@ -77,7 +77,8 @@ def test_guarded_events_are_those_that_the_fold_refuses_once_the_attempt_has_spa
 
 def test_the_diagram_names_every_state_and_every_event():
     text = diagram()
-    assert text.startswith("---")
+    assert text.startswith("stateDiagram-v2\n")
+    assert text.count("[*] --> new") == 1, "the entry is drawn twice"
     for word in [*STATES, *EVENTS]:
         assert word in text, f"{word} is not in the diagram"
 

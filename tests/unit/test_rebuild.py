@@ -14,8 +14,8 @@ from engine.rebuild import rebuild_site
 from events.append import REMEMBERED, NewEvent
 from events.envelope import Call, encode
 from events.errors import CallIdReused, LogUnavailable
-from events.rebuild import DERIVED, rebuild
 from events.read import count, read, read_job
+from events.rebuild import DERIVED, rebuild
 from events.store import Store
 from events.subjects import SITE
 from tests.histories import Player, body, event
