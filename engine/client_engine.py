@@ -51,12 +51,13 @@ from engine.errors import (
 )
 from engine.files import FileLock, read_json, write_json
 from engine.holdings import Grant, Holdings
+from engine.ids import check_site_name
 from engine.orders import start_ticks
 from engine.reactor import Reactor
 from engine.resources.spec import ResourceConsumerSpec, ResourceManagerSpec
 from engine.site import Site
 from engine.site_components import load_components
-from engine.workspace import host_name
+from engine.workspace import host_name, known_site
 from events.bodies.base import Body
 from events.bodies.site import (
     AgentSet,
@@ -121,11 +122,13 @@ class ClientEngine:
         self._holdings = Holdings(self._core, self.client.components.get, self._context)
         self._reactor = Reactor(self._core, self._holdings, self._launched, self._completed)
         self._pool: PoolChild | None = None
+        self._opened = False
         try:
             self._open()
         except BaseException:
             self.close()
             raise
+        self._opened = True
 
     @classmethod
     def open(
@@ -147,9 +150,7 @@ class ClientEngine:
             workers: size of its pool.
             options: further settings, see ``engine.settings``.
         """
-        from engine.workspace import Workspace
-
-        name = Workspace.prepare(workspace, site or "").site
+        name = check_site_name(site or known_site(Path(workspace).resolve()))
         known = {**load_components(Path(workspace)), **(components or {})}
         client = LocalClient(client_name=name, components=known)
         return cls(client, LocalArguments(str(workspace)), None, workers, **options)
@@ -596,9 +597,10 @@ class ClientEngine:
         if self._pool is not None:
             self._pool.stop()
         self._reactor.stop()
-        with contextlib.suppress(FlightlogError):
-            closed = EngineClosed(role=self.role, pid=os.getpid())
-            self._core.site.jobs.note(self._core.call("close"), [closed])
+        if self._opened:
+            with contextlib.suppress(FlightlogError):
+                closed = EngineClosed(role=self.role, pid=os.getpid())
+                self._core.site.jobs.note(self._core.call("close"), [closed])
         self._core.close()
         self._owner.release()
         self._core.site.close()

@@ -37,7 +37,13 @@ def check_meta(meta: object, job_id: str) -> dict[str, Any]:
             field="job_meta['job_id']",
         )
     try:
-        size = len(canonical(plain))
+        size = len(json.dumps(plain, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise ArgumentInvalid(
+            f"job_meta holds text that is not Unicode: {error.object[error.start : error.end]!r}",
+            "send whole characters",
+            field="job_meta",
+        ) from error
     except ValueError as error:  # an integer with thousands of digits
         raise ArgumentInvalid(f"job_meta holds a number that is too long: {error}", field="job_meta") from error
     if size > MAX_BYTES:

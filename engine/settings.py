@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from engine.errors import ArgumentInvalid
 
@@ -45,6 +46,13 @@ class Settings(BaseSettings):
     zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")
     zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")
     zip_ratio: int = Field(default=200, gt=0, description="unpacked bytes per packed byte")
+
+    @field_validator("record_url", "fabric_url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        if url:
+            parse_url(url)  # type: ignore[no-untyped-call] # its ValueError says what is wrong
+        return url
 
     def environment(self) -> dict[str, str]:
         """The same settings as variables, for a process that we start: a URL may hold a password."""

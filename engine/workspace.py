@@ -112,7 +112,10 @@ class Workspace:
 
 def known_site(path: Path) -> str:
     """The name of the site that lives in a folder; empty where none does."""
-    info = read_json(path / ".flightlog" / "site.json")
+    try:
+        info = read_json(path / ".flightlog" / "site.json")
+    except NotADirectoryError:
+        return ""
     return str(info["site"]) if info else ""
 
 

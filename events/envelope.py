@@ -73,7 +73,11 @@ def iso(ms: str | int) -> str:
 
 def digest_of(*arguments: Any) -> str:
     """Digest of a call's arguments: 16 hex digits of SHA-256 over their JSON."""
-    return hashlib.sha256(json.dumps(arguments, default=repr).encode()).hexdigest()[:16]
+    try:
+        text = json.dumps(arguments, default=repr)
+    except (ValueError, RecursionError):  # circular, too deep, or a number too long to write down
+        text = ",".join(type(argument).__name__ for argument in arguments)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ BLOCK_MS = 4000
 SafetyCheck = Callable[["redis.Redis"], None]
 
 
-def connect(url: str, *, blocking: bool = False, attempts: int = 3) -> redis.Redis:
+def connect(url: str, *, blocking: bool = False, attempts: int = 2) -> redis.Redis:
     """A client for ``url`` (``redis://``, ``unix://``): text in and out, bounded waits.
 
     Args:

@@ -34,10 +34,10 @@ class Claim:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def take(cls, site: Site, work_id: str) -> Claim | None:
-        """Claim work; None where it is closed, held by another, or for others to end."""
+    def take(cls, site: Site, work_id: str, kind: str) -> Claim | None:
+        """Claim work of a kind; None where it is closed, held by another, or for others to end."""
         fields = site.jobs.work(work_id)
-        if not fields:
+        if fields.get("kind") != kind:
             return None
         claim = cls(site, work_id, secrets.token_hex(8), fields)
         try:

@@ -31,7 +31,7 @@ class Deleter:
         """One try, where it is due."""
         if time.monotonic() < self._not_before.get(name, 0):
             return
-        claim = self._claims.get(name) or Claim.take(self.site, name)
+        claim = self._claims.get(name) or Claim.take(self.site, name, "delete")
         if claim is None:
             self._give_up_lapsed(name, work)
             return

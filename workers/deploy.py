@@ -32,7 +32,7 @@ AT_FDCWD = -100
 
 def deploy(site: Site, work_id: str) -> None:
     """Carry out a deploy, so that twice is once. Ends without a word where the work is another's."""
-    claim = Claim.take(site, work_id)
+    claim = Claim.take(site, work_id, "deploy")
     if claim is None:
         return
     passing("deploy-claimed")

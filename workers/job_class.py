@@ -1,8 +1,9 @@
 """The RQ job class that runs registered tasks and nothing else.
 
 Whoever can write to the fabric can plant jobs there. RQ would import and run whatever they
-name, call back whatever they name, and unpickle. This class resolves a name against the registry,
-has no callbacks and no webhooks, and what it refuses is recorded.
+name, call back whatever they name, and unpickle. This class judges a job as it is read: what is no
+registered task is recorded, removed, and told to RQ as a job that does not exist. Callbacks and
+webhooks are never looked at.
 """
 
 from __future__ import annotations
@@ -11,56 +12,68 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import redis
+from rq.exceptions import NoSuchJobError
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 
 from events.bodies.site import TaskRefused
-from events.errors import FlightlogError
 from workers.here import site
 from workers.tasks import REGISTRY
 
 _WORK = re.compile(r"[A-Za-z0-9_-]{1,200}")
-
-
-class Refused(FlightlogError):
-    """Something in the queue is no registered task.
-
-    Somebody else writes to the fabric server. Give the site a server of its own.
-    """
-
-    code, http, retry = "TASK_REFUSED", 403, "no"
+CUT = 200  # characters of foreign text that are kept
 
 
 class RegisteredJob(Job):
     """An RQ job that can only be one of ours."""
 
-    @property
-    def func(self) -> Callable[[str], None]:
-        """The registered task; anything else is refused and recorded."""
+    def refresh(self) -> None:
+        """Read the job from Redis; what is none of ours is refused.
+
+        Raises:
+            rq.exceptions.NoSuchJobError: there is no such job, or it was refused.
+        """
+        try:
+            super().refresh()  # type: ignore[no-untyped-call]
+        except (NoSuchJobError, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a planted job fails in any way it likes
+            self._refuse(f"it cannot be read: {type(error).__name__}")
         why = self._objection()
         if why:
-            self._record(why)
-            raise Refused(why, "give the site a fabric server of its own", job=self.id)
+            self._refuse(why)
+
+    @property
+    def func(self) -> Callable[[str], None]:
+        """The registered task."""
         return REGISTRY[str(self.func_name)]
 
     def _objection(self) -> str | None:
         try:
             name, args, kwargs = self.func_name, self.args, self.kwargs
-        except Exception as error:  # noqa: BLE001 - a planted payload fails in any way it likes
+        except Exception as error:  # noqa: BLE001 - as above
             return f"its data cannot be read: {type(error).__name__}"
-        if name not in REGISTRY:
-            return f"{name!r} is no registered task"
+        if not isinstance(name, str) or name not in REGISTRY:
+            return f"{str(name)[:CUT]!r} is no registered task"
         if self.instance is not None or kwargs:
             return "it brings an instance or keyword arguments"
-        if len(args) != 1 or not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):
+        if not isinstance(args, list | tuple) or len(args) != 1:
+            return "its arguments are not one work id"
+        if not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):
             return "its argument is no work id"
         return None
 
-    def _record(self, why: str) -> None:
+    def _refuse(self, why: str) -> None:
         here = site()
+        queue = here.bells.queue
         here.jobs.note(
-            here.system_call(f"refused:{self.id[:100]}", role="worker"),
-            [TaskRefused(queue=str(self.origin)[:200], job=self.id[:200], why=why[:500])],
+            here.system_call(f"refused:{self.id[:CUT]}", role="worker"),
+            [TaskRefused(queue=queue.name, job=self.id[:CUT], why=_plain(why))],
         )
+        self.connection.delete(self.key)
+        self.connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue.key), 0, self.id)
+        raise NoSuchJobError(f"refused: {why}")
 
     @property
     def success_callback(self) -> None:
@@ -79,3 +92,7 @@ class RegisteredJob(Job):
 
     def send_webhooks(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is sent, whatever the job says."""
+
+
+def _plain(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -42,6 +42,7 @@ LEFTOVER_GRACE = 1.0  # for what an app that ended by itself leaves running
 
 def main(folder: str, ready_fd: int) -> int:
     """Keep one app. Exit status 0: the end is on disk; 3: another keeper is alive."""
+    os.set_inheritable(ready_fd, False)
     os.chdir(folder)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -42,7 +42,7 @@ WITHHELD = ("FLIGHTLOG_", "RQ_", "REDIS_", "VALKEY_")
 def launch(site: Site, work_id: str) -> None:
     """Carry out a launch, so that twice is once. Ends without a word where the work is another's."""
     drain(site)  # an abort that was given while the record was away comes before any launch
-    claim = Claim.take(site, work_id)
+    claim = Claim.take(site, work_id, "launch")
     if claim is None:
         return
     passing("launch-claimed")

@@ -17,6 +17,7 @@ from events.bodies.base import Body
 from events.bodies.site import PoolStarted, PoolStopped, ServerAdopted, WorkerDied
 from events.errors import FlightlogError
 from workers.caretaker import Caretaker
+from workers.here import set_site
 from workers.reconciler import Reconciler
 
 log = logging.getLogger("flightlog.pool")
@@ -45,6 +46,7 @@ class Pool:
         """Run until told to end; apps keep running."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        set_site(self.site)
         self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=self.site.settings.workers))
         duties = [
             threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),

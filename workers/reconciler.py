@@ -22,6 +22,7 @@ from events.bodies.job import DeleteAbandoned, DeployExpired
 from events.bodies.site import WorkRerung
 from events.errors import LogUnavailable
 from events.store import translated
+from workers.job_class import RegisteredJob
 
 log = logging.getLogger("flightlog.reconciler")
 
@@ -128,8 +129,9 @@ class Reconciler:
     def _clean(self) -> None:
         queue = self.site.bells.queue
         try:
-            StartedJobRegistry(queue=queue).cleanup()
-            FinishedJobRegistry(queue=queue).cleanup()
-            FailedJobRegistry(queue=queue).cleanup()
+            for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
+                registry(queue=queue, job_class=RegisteredJob).cleanup()
+        except redis.ResponseError as error:
+            log.warning("a registry of the queue cannot be cleaned: %s", error)
         except redis.RedisError as error:
             raise LogUnavailable(f"the fabric server does not answer ({error})") from error

@@ -107,9 +107,11 @@ def _checked(
     """All that can be said against it before anything is written."""
     site = core.site
     check_job_id(job_id)
-    if not isinstance(app_name, str) or not app_name or len(app_name) > 128:
+    if not isinstance(app_name, str) or not 0 < len(app_name) <= 128 or not app_name.isprintable():
         raise ArgumentInvalid(
-            f"app_name is {str(app_name)[:80]!r}", "give a name of 1 to 128 characters", field="app_name"
+            f"app_name is {str(app_name)[:80]!r}",
+            "give a name of 1 to 128 characters that can be printed",
+            field="app_name",
         )
     if client_name != site.name:
         raise ArgumentInvalid(

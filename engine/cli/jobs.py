@@ -20,7 +20,7 @@ from engine.calls.start import start as start_call
 from engine.cli.common import acting, reading, site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, rows, text
 from engine.client_engine import ClientEngine
-from engine.errors import ArgumentInvalid, BadArchive, CallTimeout, EngineDown, JobUnknown
+from engine.errors import ArgumentInvalid, BadArchive, CallTimeout, EngineDown, JobUnknown, SiteUnknown
 from engine.fold import JobState
 from engine.ids import check_job_id
 from engine.jobs import Jobs
@@ -258,10 +258,10 @@ def delete(
 ) -> int:
     """Remove a job's run folder and its output; the record stays."""
     if dry_run:
-        with reading() as (jobs, workspace):
+        with reading() as (jobs, here):
             if not jobs.load(job).known:
                 raise _unknown(job)
-            assert workspace is not None  # noqa: S101 - a folder is needed to have files
+            workspace = _folder(here)
             files = [p for p in workspace.run(job).rglob("*") if p.is_file()]
             size = sum(p.stat().st_size for p in files)
             out.print(f"Would remove {text(workspace.run(job))}: {len(files)} files, {size} bytes.")
@@ -331,11 +331,11 @@ def logs(
     attempt: Attempt = None,
 ) -> int:
     """Print an app's output."""
-    with reading() as (jobs, workspace):
+    with reading() as (jobs, here):
         loaded = jobs.load(check_job_id(job))
         if not loaded.known:
             raise _unknown(job)
-        assert workspace is not None  # noqa: S101 - a folder is needed to have files
+        workspace = _folder(here)
         number = attempt or loaded.state.attempt
         path = workspace.attempt(job, number) / "log.txt"
         if not follow and not path.exists():
@@ -375,6 +375,16 @@ def _shown(engine: ClientEngine, job: str) -> int:
     else:
         fields(present.job(job, loaded, engine.site.workspace), where().how)
     return 0
+
+
+def _folder(workspace: Workspace | None) -> Workspace:
+    """The workspace; only there are an app's files."""
+    if workspace is None:
+        raise SiteUnknown(
+            "an app's files are in its site's workspace, and a URL does not lead there",
+            "run this on the site's host, with --workspace",
+        )
+    return workspace
 
 
 def _unknown(job: str) -> JobUnknown:

@@ -57,6 +57,9 @@ def up(
         raise ArgumentInvalid(
             "--site is missing, and the workspace is new", "flightlog up --site site-1", field="--site"
         )
+    settings(workers=workers, pool=pool, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+    if workers is not None and workers < 1:
+        raise ArgumentInvalid(f"--workers is {workers}", "give at least 1", field="--workers")
     workspace = Workspace.prepare(chosen.folder, name)
     owner = owner_of(workspace)
     if owner is not None:

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 from engine.archive import CONFIG, pack
+from engine.calls.delete import delete
+from engine.calls.deploy import deploy
+from engine.calls.start import Allotment, start
 from engine.client_engine import ClientEngine
 from engine.component import FLComponent
 from engine.constants import ClientStatus, EventType, FLContextKey
-from engine.errors import BadArchive, CommandNotFound, MetaDiffers, ResourcesLacking, StillRegistered
+from engine.errors import BadArchive, CallTimeout, CommandNotFound, MetaDiffers, ResourcesLacking, StillRegistered
 from engine.resources.gpu import GPUResourceConsumer, GPUResourceManager
 from events.envelope import Event
 from events.errors import FlightlogError
@@ -80,9 +83,11 @@ def ended(engine: ClientEngine, job: str, attempt: int = 1) -> Event:
 
     def look() -> Event | None:
         events = list(read_job(engine.site.jobs.store, job))
-        settled = any(e.type == "JobSettled" and e.body["attempt"] == attempt for e in events)
-        over = [e for e in events if e.type in ENDS and e.body["attempt"] == attempt]
-        return over[0] if over and settled else None
+        mine = [e for e in events if e.body.get("attempt") == attempt]
+        types = {e.type for e in mine}
+        over = [e for e in mine if e.type in ENDS]
+        whole = "JobSettled" in types and ("OutputClosed" in types or "AppSpawned" not in types)
+        return over[0] if over and whole else None
 
     return until(look, 30, f"{job}: {types_of(engine.site.jobs.store, job)}")
 
@@ -313,16 +318,13 @@ def test_an_app_gets_its_place_and_never_a_credential_of_ours(workspace, tmp_pat
 
 
 def test_an_app_inherits_no_open_file_of_ours(shared, job, tmp_path):
-    run(
-        shared,
-        job,
-        tmp_path,
-        *py(
-            "import os",
-            "print(sorted(os.readlink('/proc/self/fd/%s' % f) for f in ('0', '1', '2')))",
-            "print([os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') if int(f) > 2 and os.path.exists(f'/proc/self/fd/{f}')])",
-        ),
+    listing = (
+        "import os",
+        "print(sorted(os.readlink(f'/proc/self/fd/{f}') for f in '012'))",
+        "here = [f'/proc/self/fd/{f}' for f in os.listdir('/proc/self/fd') if int(f) > 2]",
+        "print([os.readlink(path) for path in here if os.path.lexists(path)])",
     )
+    run(shared, job, tmp_path, *py(*listing))
     first, second = output(shared, job).splitlines()
     assert "/dev/null" in first
     assert second == "[]"
@@ -362,12 +364,13 @@ def test_an_app_with_modules_named_as_ours_runs_and_shadows_nothing_of_ours(work
     app = make_app(tmp_path / "app", "python", "custom/main.py")
     custom = app / "custom"
     custom.mkdir()
-    shout = "import os; open(os.environ.get('FLIGHTLOG_RUN_DIR', '/nowhere') + '/shadowed-' + __name__, 'w')\nname = 'mine'\n"
-    for name in OURS:
-        (custom / name).write_text(shout if name != "typing.py" else "name = 'mine'\n")
-    (custom / "json.py").write_text("name = 'mine'\n")
+    # Each notes down who imports it.
+    shout = "with open(__file__ + '.by', 'a') as by:\n    by.write(open('/proc/self/cmdline').read() + '\\n')\n"
+    for name in (*OURS, "json.py"):
+        (custom / name).write_text(f"{shout}name = 'mine'\n")
     (custom / "main.py").write_text(
-        "import engine, events, redis, json\nprint(engine.name, events.name, redis.name, json.name, engine.__file__)\n"
+        "import engine, events, redis, json\n"
+        "print(engine.name, events.name, redis.name, json.name, engine.__file__)\n"
     )
     with opened(workspace) as engine:
         assert engine.deploy_app("app", "job", {}, SITE, pack(app)) == ""
@@ -375,9 +378,15 @@ def test_an_app_with_modules_named_as_ours_runs_and_shadows_nothing_of_ours(work
         event = ended(engine, "job")
         assert event.type == "AppFinished", output(engine, "job")
         assert output(engine, "job") == f"mine mine mine mine {engine.site.workspace.app('job')}/custom/engine.py\n"
-        assert sys.modules["engine"].__file__ != str(custom / "engine.py")
+        by = {
+            path.name: set(path.read_text().splitlines()) for path in engine.site.workspace.app("job").rglob("*.by")
+        }
+        assert {"engine.py.by", "events.py.by", "redis.py.by", "json.py.by", "sitecustomize.py.by"} <= set(by)
+        assert set().union(*by.values()) == {"python\0custom/main.py\0"}
         # Everything of ours goes on: another deploy, launch and end by the same workers, and a delete.
         run(engine, "other", tmp_path / "other", "true")
+        after = engine.site.workspace.app("job").rglob("*.by")
+        assert {path.name: set(path.read_text().splitlines()) for path in after} == by
         assert engine.delete_run("job").startswith("Delete run folder: ")
         check_record(engine.site.jobs.store)
 
@@ -594,6 +603,35 @@ def test_a_launch_that_failed_can_be_started_again_once_the_command_is_back(shar
     vanishing(tmp_path)
     assert shared.start_app(job, {}) == STARTED
     assert ended(shared, job, 2).type == "AppFinished"
+
+
+def test_what_is_not_known_in_time_is_said_to_be_pending_until_when_and_comes_in_the_end(shared, job, tmp_path):
+    """A worker has claimed it, and waits for the job's lock, which is held here."""
+    core, workspace = shared.core, shared.site.workspace
+    data = zip_of(tmp_path, *SLEEP)
+    pending = r"is pending until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    with workspace.lock(job):
+        with pytest.raises(CallTimeout, match=f"the deploy of {job} {pending}") as caught:
+            deploy(core, "app", job, {}, SITE, data, timeout=2)
+        assert caught.value.fix == f"flightlog wait {job}"
+        assert state_of(shared.site.jobs, job).state == "deploying"
+        assert shared.start_app(job, {}).startswith("NVFLARE_ERROR: DEPLOY_IN_PROGRESS")
+        assert shared.deploy_app("app", job, {}, SITE, data).startswith("NVFLARE_ERROR: DEPLOY_IN_PROGRESS")
+        assert shared.delete_run(job).startswith("NVFLARE_ERROR: JOB_BUSY")
+    in_state(shared.site.jobs, job, "deployed")
+    with workspace.lock(job):
+        with pytest.raises(CallTimeout, match=f"the start of {job} {pending}"):
+            start(core, core.call("start_app", job), job, None, Allotment(), timeout=2)
+        assert state_of(shared.site.jobs, job).state == "starting"
+    in_state(shared.site.jobs, job, "running")
+    shared.abort_app(job)
+    ended(shared, job)
+    with (
+        workspace.lock(job),
+        pytest.raises(CallTimeout, match=f"the delete of {job} {pending}"),
+    ):
+        delete(core, job, timeout=1)
+    in_state(shared.site.jobs, job, "deleted")
 
 
 def test_L2_resources_of_a_running_app_are_taken_hold_of_again_when_the_site_opens_anew(workspace, tmp_path):
