@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,18 +23,18 @@ from engine.calls.abort import abort, declare_lost
 from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.notify import notify
-from engine.calls.start import Allotment, Started, start
+from engine.calls.start import Started
 from engine.children import PoolChild
 from engine.client import Arguments, FederatedClient, LocalArguments, LocalClient
-from engine.component import FLComponent, dispatch
-from engine.constants import ClientStatus, EventType, FLContextKey, ProcessType, ReservedKey
+from engine.component import FLComponent
+from engine.components import Components, kind_of
+from engine.constants import ClientStatus, EventType
 from engine.context import FLContext, FLContextManager
 from engine.core import Core
 from engine.errors import (
     AlreadyStarted,
     AlreadyStopped,
     ArgumentInvalid,
-    ArgumentTypeInvalid,
     ByocDenied,
     CallTimeout,
     DeployInProgress,
@@ -45,37 +45,31 @@ from engine.errors import (
     NotDeployed,
     NotStarted,
     NoWorker,
-    ResourcesLacking,
     ScopeDenied,
     SignatureBad,
 )
-from engine.files import FileLock, read_json, write_json
-from engine.holdings import Grant, Holdings
+from engine.files import FileLock, write_json
+from engine.holdings import Holdings
 from engine.ids import check_site_name
 from engine.orders import start_ticks
 from engine.reactor import Reactor
-from engine.resources.spec import ResourceConsumerSpec, ResourceManagerSpec
 from engine.site import Site
 from engine.site_components import load_components
+from engine.starting import Starts
 from engine.workspace import host_name, known_site
-from events.bodies.base import Body
 from events.bodies.site import (
     AgentSet,
-    ComponentAdded,
     EngineClosed,
     EngineOpened,
-    FLEventFired,
-    FLHandlerFailed,
     RestartRequested,
     ShutdownRequested,
 )
-from events.envelope import Actor, Call, iso
+from events.envelope import Actor, iso
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.engine")
 
 ERROR = "NVFLARE_ERROR: "
-MANAGER, CONSUMER = "resource_manager", "resource_consumer"
 
 
 class ClientEngine:
@@ -106,7 +100,6 @@ class ClientEngine:
         self.client_name = client.client_name
         self.admin_agent: object = None
         self.logger = log
-        self._components_lock = threading.Lock()
         site = Site.open(
             create=True,
             workspace=Path(args.workspace),
@@ -117,10 +110,10 @@ class ClientEngine:
         self._core = Core(site)
         self._owner = FileLock(site.workspace.flight / "owner.lock")
         self.role: Literal["owner", "client"] = "owner" if self._owner.acquire() else "client"
-        self.fl_components = [c for c in client.components.values() if isinstance(c, FLComponent)]
-        self.fl_ctx_mgr = self._context_manager()
-        self._holdings = Holdings(self._core, self.client.components.get, self._context)
-        self._reactor = Reactor(self._core, self._holdings, self._launched, self._completed)
+        self._components = Components(self._core, client, self)
+        self._holdings = Holdings(self._core, self._components)
+        self._starts = Starts(self._core, self._components, self._holdings, owner=self.role == "owner")
+        self._reactor = Reactor(self._core, self._components, self._holdings)
         self._pool: PoolChild | None = None
         self._opened = False
         try:
@@ -194,82 +187,33 @@ class ClientEngine:
 
     # -- context, components, events ---------------------------------------------------------
 
-    def _context_manager(self) -> FLContextManager:
-        args = getattr(self.client, "client_args", None) or {}
-        return FLContextManager(
-            engine=self,
-            identity_name=self.client_name,
-            job_id="",
-            public_stickers={
-                ReservedKey.FQSN: args.get("fqsn", self.client_name),
-                ReservedKey.IS_LEAF: args.get("is_leaf", True),
-            },
-            private_stickers={
-                FLContextKey.FED_CLIENT: self.client,
-                FLContextKey.SECURE_MODE: getattr(self.client, "secure_train", False),
-                FLContextKey.WORKSPACE_ROOT: str(self.args.workspace),
-                FLContextKey.PROCESS_TYPE: ProcessType.CLIENT_PARENT,
-            },
-        )
-
-    def _context(self) -> FLContext:
-        return self.fl_ctx_mgr.new_context()
-
     def new_context(self) -> FLContext:
         """A context with the site's sticky properties."""
         self._core.read("new_context")
-        return self._context()
+        return self._components.context()
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Call all components in order, on this thread; what a handler raises is logged and recorded."""
         self._core.call("fire_event")
-        self._fire(event_type, fl_ctx)
+        self._components.fire(event_type, fl_ctx)
 
-    def _fire(self, event_type: str, fl_ctx: FLContext, job: str | None = None) -> None:
-        with self._components_lock:
-            components = list(self.fl_components)
-        failures = dispatch(event_type, components, fl_ctx)
-        bodies: list[Body] = [FLEventFired(event=str(event_type), job=job, handlers=len(components))]
-        bodies += [
-            FLHandlerFailed(event=str(event_type), handler=name, error=f"{type(e).__name__}: {e}"[:500])
-            for name, e in failures
-        ]
-        try:
-            self._core.site.jobs.note(self._core.call("fire_event", event_type).at("fired"), bodies)
-        except LogUnavailable:
-            self._core.read("fire_event", str(event_type))  # kept in memory until the record is back
+    @property
+    def fl_components(self) -> list[FLComponent]:
+        """The components that are told of events, in that order."""
+        return self._components.handlers
+
+    @property
+    def fl_ctx_mgr(self) -> FLContextManager:
+        """Makes the contexts."""
+        return self._components.contexts
 
     def add_component(self, component_id: str, component: object) -> None:
-        """Add a component; an FLComponent receives events from now on.
+        """Add a component; an FLComponent is told of events from now on.
 
         Raises:
             ArgumentTypeInvalid: the id is no string. ArgumentInvalid: the id is taken.
         """
-        call = self._core.call("add_component", component_id)
-        with self._components_lock:
-            if not isinstance(component_id, str):
-                raise self._core.refuse(
-                    call,
-                    "add_component",
-                    ArgumentTypeInvalid(
-                        f"component id must be str but got {type(component_id).__name__}",
-                        "give a string",
-                        field="component_id",
-                    ),
-                )
-            if component_id in self.client.components:
-                raise self._core.refuse(
-                    call,
-                    "add_component",
-                    ArgumentInvalid(
-                        f"duplicate component id {component_id[:80]}", "use another id", field="component_id"
-                    ),
-                )
-            added = ComponentAdded(component_id=component_id, kind=_kind(component))
-            self._core.site.jobs.note(call, [added])
-            self.client.components[component_id] = component
-            if isinstance(component, FLComponent):
-                self.fl_components.append(component)
+        self._components.add(component_id, component)
 
     def get_component(self, component_id: str) -> object | None:
         """A component by its id, or None."""
@@ -278,7 +222,7 @@ class ClientEngine:
 
     def set_agent(self, admin_agent: object) -> None:
         """Set the admin agent."""
-        self._core.site.jobs.note(self._core.call("set_agent"), [AgentSet(kind=_kind(admin_agent))])
+        self._core.site.jobs.note(self._core.call("set_agent"), [AgentSet(kind=kind_of(admin_agent))])
         self.admin_agent = admin_agent
 
     # -- reads -------------------------------------------------------------------------------
@@ -346,52 +290,15 @@ class ClientEngine:
             StillRegistered, MetaDiffers, NoWorker, LaunchFailedError (all RuntimeError): refused or failed.
             JobIdInvalid, ArgumentInvalid: bad input.
         """
-        call = self._core.call("start_app", job_id, job_meta, allocated_resource)
-        grant = None
-        if allocated_resource and resource_manager is not None:
-            grant = self._holdings.grant(str(job_id), resource_manager, token or "", allocated_resource)
-        allotment = Allotment(
-            resources=allocated_resource or {},
-            token=token if allocated_resource else None,
-            manager=self._component_id(resource_manager) if allocated_resource else None,
-        )
         try:
-            self._start(call, job_id, job_meta, allotment, grant)
-        except (AlreadyStarted, JobUnknown, NotDeployed, JobBusy, DeployInProgress) as error:
-            if grant is not None:
-                self._holdings.give_back(grant, "the start was refused")
-            return _refused_start(error)
-        except CallTimeout as error:
-            return ERROR + str(error)  # it may come yet, and then it holds what it was given
-        except BaseException as error:
-            if grant is not None:
-                self._holdings.leave(grant, _attempt(error))
-            raise
+            self._starts.given(job_id, job_meta, allocated_resource, token, resource_manager)
+        except AlreadyStarted:
+            return "Client app already started."
+        except (JobUnknown, NotDeployed):
+            return ERROR + "Client app does not exist. Please deploy it before starting client."
+        except (JobBusy, DeployInProgress, CallTimeout) as error:
+            return ERROR + str(error)
         return "Start the client app..."
-
-    def _start(
-        self,
-        call: Call,
-        job_id: str,
-        job_meta: Mapping[str, Any] | None,
-        allotment: Allotment,
-        grant: Grant | None,
-        recorded: Callable[[], None] | None = None,
-    ) -> Started:
-        def before(meta: Mapping[str, Any]) -> None:
-            self._before_launch(job_id, meta)
-
-        attempt: int | None = None
-        try:
-            started = start(self._core, call, job_id, job_meta, allotment, before=before, recorded=recorded)
-            attempt = started.attempt
-        except CallTimeout as error:
-            attempt = _attempt(error)
-            raise
-        finally:
-            if grant is not None and attempt is not None:
-                self._holdings.bind(grant, attempt)
-        return started
 
     def start_with_resources(
         self, job_id: str, job_meta: Mapping[str, Any] | None, requirement: dict[str, Any]
@@ -400,62 +307,9 @@ class ClientEngine:
 
         Raises:
             ResourcesLacking: the manager has not enough now, or the site has no manager.
-            FlightlogError: whatever else stands against the start, as ``engine.calls.start`` raises it.
+            FlightlogError: whatever else stands against the start; nothing is held then.
         """
-        call = self._core.call("start_app", job_id, requirement)
-        manager = self.client.components.get(MANAGER)
-        if not isinstance(manager, ResourceManagerSpec):
-            error = ResourcesLacking("this site has no resource_manager", "name one in local/resources.json")
-            raise self._core.refuse(call, "start_app", error, job_id)
-        lock = FileLock(self._core.site.workspace.flight / "resources.lock")
-        lock.acquire(timeout=None)  # one allocation at a time on this site, whichever engine makes it
-        try:
-            self._holdings.sync()
-            context = self._context()
-            enough, token = manager.check_resources(requirement, context)
-            if not enough:
-                error = ResourcesLacking(
-                    f"the site lacks {requirement} at this moment", "flightlog status shows who holds what"
-                )
-                raise self._core.refuse(call, "start_app", error, job_id)
-            resources = manager.allocate_resources(requirement, token, context)
-            return self._start_allocated(call, job_id, job_meta, manager, token, resources, lock.release)
-        finally:
-            lock.release()
-
-    def _start_allocated(
-        self,
-        call: Call,
-        job_id: str,
-        job_meta: Mapping[str, Any] | None,
-        manager: ResourceManagerSpec,
-        token: str,
-        resources: dict[str, Any],
-        recorded: Callable[[], None],
-    ) -> Started:
-        grant = self._holdings.grant(job_id, manager, token, resources) if resources else None
-        consumer = self.client.components.get(CONSUMER)
-        try:
-            environment = (
-                consumer.consume(resources) if resources and isinstance(consumer, ResourceConsumerSpec) else {}
-            )
-            allotment = Allotment(resources=resources, token=token, manager=MANAGER, environment=environment)
-            return self._start(call, job_id, job_meta, allotment, grant, recorded)
-        except CallTimeout:
-            raise  # it may come yet, and then it holds what it was given
-        except BaseException as error:
-            if grant is not None:  # here we are the caller
-                self._holdings.leave(grant, _attempt(error))
-                self._holdings.give_back(grant, "the start failed")
-            raise
-
-    def _component_id(self, component: object | None) -> str | None:
-        if component is None:
-            return None
-        for name, known in self.client.components.items():
-            if known is component:
-                return name
-        return _kind(component)
+        return self._starts.asked(job_id, job_meta, requirement)
 
     def notify_job_status(self, job_id: str, job_status: object) -> None:
         """A job says that it is started (2) or stopped (3); what makes no sense is recorded and ignored."""
@@ -516,26 +370,6 @@ class ClientEngine:
             return ERROR + str(error)
         return f"Delete run folder: {self._core.site.workspace.run(job_id)}."
 
-    # -- the reactor's side ----------------------------------------------------------------------
-
-    def _before_launch(self, job_id: str, job_meta: Mapping[str, Any]) -> None:
-        if self.role == "owner":  # a client's components are not the site's
-            self._fire(EventType.BEFORE_JOB_LAUNCH, self._job_context(job_id, job_meta), job_id)
-
-    def _launched(self, job_id: str) -> None:
-        self._fire(EventType.AFTER_JOB_LAUNCH, self._job_context(job_id), job_id)
-
-    def _completed(self, job_id: str) -> None:
-        self._fire(EventType.JOB_COMPLETED, self._job_context(job_id), job_id)
-
-    def _job_context(self, job_id: str, job_meta: Mapping[str, Any] | None = None) -> FLContext:
-        context = self._context()
-        meta = job_meta or read_json(self._core.site.workspace.run(job_id) / "meta.json") or {}
-        context.set_prop(FLContextKey.JOB_META, dict(meta), private=True, sticky=False)
-        context.set_prop(FLContextKey.CURRENT_JOB_ID, job_id, private=True, sticky=False)
-        context.set_prop(FLContextKey.CLIENT_NAME, self.client_name, private=True, sticky=False)
-        return context
-
     # -- the end -----------------------------------------------------------------------------------
 
     def shutdown(self) -> str:
@@ -552,7 +386,7 @@ class ClientEngine:
         cls = ShutdownRequested if kind == "shutdown" else RestartRequested
         self._core.site.jobs.note(call, [cls(live_jobs=live)])
         if self.role == "owner":
-            self._fire(EventType.SYSTEM_END, self._context())
+            self._components.fire(EventType.SYSTEM_END, self._components.context())
         threading.Thread(target=self._leave_client, args=(kind,), name=kind).start()
         return answer
 
@@ -612,24 +446,6 @@ class ClientEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _refused_start(error: FlightlogError) -> str:
-    """The reference's answer to a start that its table has a string for."""
-    if isinstance(error, AlreadyStarted):
-        return "Client app already started."
-    if isinstance(error, JobUnknown | NotDeployed):
-        return ERROR + "Client app does not exist. Please deploy it before starting client."
-    return ERROR + str(error)
-
-
-def _attempt(error: BaseException) -> int | None:
-    """The attempt that an error of a start is about, where one was recorded."""
-    return error.context.get("attempt") if isinstance(error, FlightlogError) else None
-
-
-def _kind(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 __all__ = ["ClientEngine", "EngineDown"]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.context import FLContext
+from engine.components import Components
 from engine.core import Core
 from engine.fold import JobState
 from engine.lifecycle import LIVE
@@ -43,14 +42,13 @@ class Holdings:
 
     Args:
         core: the engine's.
-        find: from a component id to the manager; None where there is none.
-        context: makes a context for the manager.
+        components: where the managers are found, by the id that the record names.
     """
 
-    def __init__(self, core: Core, find: Callable[[str], object | None], context: Callable[[], FLContext]) -> None:
+    def __init__(self, core: Core, components: Components) -> None:
         self._core = core
-        self._find = find
-        self._context = context
+        self._find = components.find
+        self._context = components.context
         self._open: list[Grant] = []
         self._held: dict[tuple[str, int], Grant] = {}
         self._returned: set[tuple[str, int]] = set()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import cast
 
+from engine.components import Components
+from engine.constants import EventType
 from engine.core import Core
 from engine.holdings import Holdings
 from engine.jobs import Loaded
@@ -18,12 +19,10 @@ from events.bodies.app import JobSettled
 from events.envelope import Event
 from events.errors import FlightlogError, LogUnavailable
 from events.follow import follow
-from events.read import last_position
+from events.read import at, last_position
 from events.subjects import job_of
 
 log = logging.getLogger("flightlog.reactor")
-
-Fire = Callable[[str, str, bool], None]  # what happened, job id, was it a completed run
 
 LAUNCHED = "AppSpawned"
 ENDS = frozenset(("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFailed", "LaunchExpired"))
@@ -35,22 +34,14 @@ class Reactor:
 
     Args:
         core: the engine's.
+        components: told of launches and ends.
         holdings: what jobs hold.
-        launched: called with a job's id when its process is there.
-        completed: called with a job's id when a run of it has ended.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        holdings: Holdings,
-        launched: Callable[[str], None],
-        completed: Callable[[str], None],
-    ) -> None:
+    def __init__(self, core: Core, components: Components, holdings: Holdings) -> None:
         self._core = core
+        self._components = components
         self._holdings = holdings
-        self._launched = launched
-        self._completed = completed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reactor", daemon=True)
         self._position = "0-0"
@@ -92,22 +83,20 @@ class Reactor:
         if job is None:
             return
         if event.type == LAUNCHED:
-            self._launched(job)
+            self._tell(EventType.AFTER_JOB_LAUNCH, job)
         elif event.type in ENDS:
             self._settle(job, int(event.body["attempt"]), event.type, event.position)
+
+    def _tell(self, what: str, job: str) -> None:
+        self._components.fire(what, self._components.job_context(job), job)
 
     def _settle_all(self) -> None:
         for _, work in self._core.site.jobs.open_work():
             if work["kind"] == "settle":
                 cause = work["position"]
-                event = next(iter(self._events_at(cause)), None)
+                event = next(iter(at(self._core.site.jobs.store, [cause])), None)
                 if event is not None:
                     self._settle(work["job"], int(work["number"]), event.type, cause)
-
-    def _events_at(self, position: str) -> list[Event]:
-        from events.read import at
-
-        return at(self._core.site.jobs.store, [position])
 
     def _settle(self, job: str, attempt: int, how: str, cause: str) -> None:
         jobs = self._core.site.jobs
@@ -117,7 +106,7 @@ class Reactor:
         freed = self._holdings.free(job, attempt, loaded.state)
         ran = not how.startswith("Launch")
         if ran:
-            self._completed(job)
+            self._tell(EventType.JOB_COMPLETED, job)
         call = self._core.site.system_call(
             "settled",
             call_id=f"settle:{job}:{attempt}",

@@ -75,7 +75,7 @@ def digest_of(*arguments: Any) -> str:
     """Digest of a call's arguments: 16 hex digits of SHA-256 over their JSON."""
     try:
         text = json.dumps(arguments, default=repr)
-    except (ValueError, RecursionError):  # circular, too deep, or a number too long to write down
+    except (TypeError, ValueError, RecursionError):  # circular, too deep, or a number too long to write down
         text = ",".join(type(argument).__name__ for argument in arguments)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

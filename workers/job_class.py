@@ -9,10 +9,12 @@ webhooks are never looked at.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import redis
+from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
@@ -92,6 +94,31 @@ class RegisteredJob(Job):
 
     def send_webhooks(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is sent, whatever the job says."""
+
+
+class SiteQueue(Queue):
+    """A queue whose entries are job ids; RQ's worker would die of bytes that are no text."""
+
+    job_class = RegisteredJob
+
+    @classmethod
+    def lmove(cls, connection: redis.Redis, queue_key: str, timeout: int | None) -> Any:
+        """The next job id; what is none is recorded and passed over."""
+        while True:
+            found = super().lmove(connection, queue_key, timeout)
+            if found is None or _is_text(found[1]):
+                return found
+            here = site()
+            refused = TaskRefused(queue=here.bells.queue.name, job=repr(found[1])[:CUT], why="its id is no text")
+            here.jobs.note(here.system_call(f"refused:{secrets.token_hex(8)}", role="worker"), [refused])
+            connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue_key), 0, found[1])
+
+
+def _is_text(value: bytes | str) -> bool:
+    try:
+        return isinstance(value, str) or bool(value.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
 
 
 def _plain(text: str) -> str:

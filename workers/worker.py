@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 import redis
-from rq import Queue, Worker
+from rq import Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from engine.ring import queue_name
 from engine.site import Site
 from workers.here import set_site
-from workers.job_class import RegisteredJob
+from workers.job_class import RegisteredJob, SiteQueue
 
 
 class SiteWorker(Worker):
@@ -36,11 +36,12 @@ def run_worker(site: Site, *, burst: bool = False) -> int:
     import workers.tasks  # noqa: F401 - loaded once, before any fork
 
     client = redis.Redis.from_url(site.servers.fabric_url, protocol=2)
-    queue = Queue(queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob)
+    queue = SiteQueue(queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob)
     options: dict[str, Any] = {
         "connection": client,
         "serializer": JSONSerializer,
         "job_class": RegisteredJob,
+        "queue_class": SiteQueue,
         "worker_ttl": site.settings.worker_ttl,
         "maintenance_interval": 30,
         "job_monitoring_interval": 5,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from rq import Queue
+from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -62,7 +63,8 @@ def site(cage: Path, tmp_path_factory: pytest.TempPathFactory, runtime_folder: P
     folder = tmp_path_factory.mktemp("forged") / "ws"
     try:
         with opened(folder) as engine:
-            deploys(engine, folder.parent)  # its workers are there
+            until(lambda: len(workers(engine)) == 2)
+            deploys(engine, folder.parent)
             yield engine
             until(lambda: not engine.site.jobs.open_work())
             check_record(engine.site.jobs.store)
@@ -100,6 +102,14 @@ def refused(engine: ClientEngine, after: str, job: str, seconds: float = 15) -> 
         return next((e for e in found if e.body["job"] == job), None)
 
     return until(look, seconds, f"no TaskRefused for {job}: {pool_log(engine)}")
+
+
+def over(engine: ClientEngine, job: str) -> bool:
+    """RQ is through with a job: it ended, or is gone."""
+    try:
+        return Job.fetch(job, engine.site.bells.client, JSONSerializer).get_status() in ("finished", "failed")
+    except NoSuchJobError:
+        return True
 
 
 def pool_log(engine: ClientEngine) -> str:
@@ -217,11 +227,9 @@ def test_callbacks_of_a_forged_job_are_never_imported_nor_called(site, cage, fun
     job._success_callback_name = job._failure_callback_name = job._stopped_callback_name = name
     job.origin = queue.name
     queue.enqueue_job(job)
-    if func == TASK:
-        until(lambda: Job.fetch(job.id, queue.connection, JSONSerializer).is_finished)
-    else:
+    if func != TASK:
         refused(site, after, job.id)
-        until(lambda: Job.fetch(job.id, queue.connection, JSONSerializer).is_failed)
+    until(lambda: over(site, job.id))
     _silent(cage)
     assert workers(site) == alive, pool_log(site)
     deploys(site, cage.parent / secrets.token_hex(4))
@@ -251,8 +259,7 @@ def test_webhooks_of_a_forged_job_are_never_sent(site, cage):
             good = queue.enqueue_call(TASK, args=["deploy_nobody_1"], webhooks=hooks)
             bad = queue.enqueue_call("os.system", args=["true"], webhooks=hooks)
             refused(site, after, bad.id)
-            until(lambda: Job.fetch(bad.id, queue.connection, JSONSerializer).is_failed)
-            until(lambda: Job.fetch(good.id, queue.connection, JSONSerializer).is_finished)
+            until(lambda: over(site, bad.id) and over(site, good.id))
             deploys(site, cage.parent / secrets.token_hex(4))
         finally:
             server.shutdown()
@@ -356,10 +363,14 @@ def test_L9_a_job_of_the_wrong_redis_type_is_recorded_and_the_same_workers_work_
     assert workers(site) == alive, pool_log(site)
 
 
-def test_an_id_in_the_queue_without_a_job_is_passed_over(site, cage):
-    alive = workers(site)
-    site.site.bells.client.rpush(f"rq:queue:{queue_name(SITE)}", "nobody", b"\xff\xfe", "a" * 10_000)
-    deploys(site, cage.parent / secrets.token_hex(4))
+@pytest.mark.parametrize("name", [b"nobody", b"a" * 10_000, b"", b"a:b", b"\xff\xfe"])
+def test_an_id_in_the_queue_without_a_job_is_passed_over_and_no_worker_dies_of_it(site, cage, name):
+    alive, after = workers(site), last_position(site.site.jobs.store)
+    site.site.bells.client.rpush(f"rq:queue:{queue_name(SITE)}", name)
+    until(lambda: site.site.bells.waiting() == 0)
+    for _ in range(3):
+        deploys(site, cage.parent / secrets.token_hex(4))
+    assert [e.body for e in read(site.site.jobs.store, after=after) if e.type == "WorkerDied"] == []
     assert workers(site) == alive, pool_log(site)
 
 
