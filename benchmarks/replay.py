@@ -11,9 +11,10 @@ from rich.console import Console
 
 from benchmarks.harness import Result, Row, alternating, machine, per_second, record, spread
 from benchmarks.life import OPERATOR, lives
-from engine.fold import TABLE, JobState, apply, fact_of
+from engine.fold import JobState, apply, fact_of
 from engine.jobs import Jobs
 from engine.rebuild import JobProjector, rebuild_site
+from engine.replay import statuses
 from events.envelope import encode
 from events.read import PAGE, read
 from events.store import Store
@@ -32,7 +33,7 @@ def run(notes: Console) -> Result:
         result = Result("replay", machine(store))
         jobs = write(store)
         notes.print(f"replay: {EVENTS} events of {jobs} jobs written")
-        states = states_only(store)
+        states = statuses(store)
         full = projected(store)
         if states != {job: state["state"] for job, state in full.items()} or len(states) != jobs:
             raise AssertionError("the two folds differ")
@@ -40,7 +41,7 @@ def run(notes: Console) -> Result:
             {
                 "reading alone": lambda: sum(len(page) for page in pages(store)),
                 "reading into Event": lambda: sum(1 for _ in read(store)),
-                "states only": lambda: states_only(store),
+                "states only": lambda: statuses(store),
                 "full projection": lambda: projected(store),
                 "apply": lambda: folded(store),
             },
@@ -49,7 +50,7 @@ def run(notes: Console) -> Result:
         rates = {name: result.keep(f"{name}, events/s", (EVENTS / s for s in seconds[name])) for name in seconds}
         against = "reading alone " + spread(rates["reading alone"], per_second) + "/s"
         rows = (
-            ("states only: type and subject through the compiled table", "states only", GOAL_STATES),
+            ("states only: engine.replay.statuses", "states only", GOAL_STATES),
             ("full projections: rebuild.JobProjector over events.read", "full projection", GOAL_FULL),
             ("full projections: fold.apply over events.read", "apply", None),
             ("events.read alone: pages into Event", "reading into Event", None),
@@ -103,31 +104,15 @@ def write(store: Store) -> int:
     raise AssertionError("too few lives")
 
 
-def pages(store: Store) -> Iterator[list[tuple[str, dict[str, str]]]]:
-    """The log's entries, page by page, as redis-py gives them."""
+def pages(store: Store) -> Iterator[list[Any]]:
+    """The log's entries, page by page, as the server sends them."""
     cursor = "0-0"
     while True:
-        page = cast(
-            "list[tuple[str, dict[str, str]]]",
-            store.client.xrange(store.keys.log, min=f"({cursor}", count=PAGE),
-        )
+        page = cast("list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", count=PAGE))
         yield page
         if len(page) < PAGE:
             return
         cursor = page[-1][0]
-
-
-def states_only(store: Store) -> dict[str, str]:
-    """Every job's state by the table alone: no JSON is parsed, and the guards are not looked at."""
-    states: dict[str, str] = {}
-    table = TABLE
-    for page in pages(store):
-        for _, fields in page:
-            row = table.get(fields["t"])
-            if row is not None:
-                subject = fields["s"]
-                states[subject] = row[states.get(subject, "new")]
-    return {job: state for subject, state in states.items() if (job := job_of(subject)) is not None}
 
 
 def projected(store: Store) -> dict[str, JobState]:

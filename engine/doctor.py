@@ -17,11 +17,13 @@ from typing import Literal
 
 import redis
 
+from engine.jobs import Jobs
+from engine.replay import differing
 from engine.server import Servers
 from engine.workspace import Workspace, known_site
 from events.errors import FlightlogError
 from events.safety import check_server
-from events.store import connect
+from events.store import Store, connect
 
 Verdict = Literal["ok", "warn", "fail"]
 GB = 10**9
@@ -147,6 +149,7 @@ def _servers(workspace: Workspace, record_url: str, fabric_url: str) -> Iterator
     try:
         yield from _record(servers.record_url)
         yield from _answers("fabric", servers.fabric_url, lambda client: None)
+        yield from _replay(workspace, servers.record_url)
     finally:
         servers.leave()
 
@@ -176,6 +179,24 @@ def _record(url: str) -> Iterator[Finding]:
         "raise maxmemory before new intents are refused",
     )
     client.close()
+
+
+def _replay(workspace: Workspace, url: str) -> Iterator[Finding]:
+    """Whether every job is where a replay of the log says it is."""
+    client = connect(url, attempts=0)
+    try:
+        found = differing(Jobs(Store(client, workspace.site)))
+    except (FlightlogError, redis.RedisError) as error:
+        yield Finding("status is the replay's", "fail", str(error), "flightlog events --json shows the log")
+        return
+    finally:
+        client.close()
+    yield Finding(
+        "status is the replay's",
+        "fail" if found else "ok",
+        f"{len(found)} jobs differ: {', '.join(found[:5])}" if found else "for every job",
+        "look again in a moment; the next append writes anew what does not match",
+    )
 
 
 def _answers(role: str, url: str, check: Callable[[redis.Redis], None]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from rq.serializers import JSONSerializer
 
 from engine.ring import queue_name
 from engine.site import Site
+from events.errors import FlightlogError
 from workers.here import set_site
 from workers.job_class import RegisteredJob, SiteQueue
 
@@ -34,6 +36,9 @@ def run_worker(site: Site, *, burst: bool = False) -> int:
     """
     set_site(site)
     import workers.tasks  # noqa: F401 - loaded once, before any fork
+
+    with contextlib.suppress(FlightlogError):
+        site.jobs.store.ensure_safe()  # asked once here rather than in each fork; appends ask again where it failed
 
     client = redis.Redis.from_url(site.servers.fabric_url, protocol=2)
     queue = SiteQueue(queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob)

@@ -28,7 +28,7 @@ from engine.client_engine import ClientEngine
 from engine.ring import queue_name
 from events.envelope import Event
 from events.read import last_position, read
-from tests.support import SITE, check_record, in_state, kill, opened, processes_with, until, zip_of
+from tests.support import SITE, check_record, in_state, kill, opened, processes_with, types_of, until, zip_of
 
 MODULE = "forged_canary"
 CODE = """
@@ -92,6 +92,7 @@ def deploys(engine: ClientEngine, tmp: Path) -> None:
     assert engine.deploy_app("app", job, {}, SITE, zip_of(tmp / job, "true")) == ""
     assert engine.start_app(job, {}) == "Start the client app..."
     in_state(engine.site.jobs, job, "finished")
+    until(lambda: {"OutputClosed", "JobSettled"} <= set(types_of(engine.site.jobs.store, job)))
 
 
 def refused(engine: ClientEngine, after: str, job: str, seconds: float = 15) -> Event:
