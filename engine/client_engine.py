@@ -109,7 +109,10 @@ class ClientEngine:
         )
         self._core = Core(site)
         self._owner = FileLock(site.workspace.flight / "owner.lock")
-        self.role: Literal["owner", "client"] = "owner" if self._owner.acquire() else "client"
+        self.role: Literal["owner", "client"] = (
+            # A moment's patience: whoever asks whether the site is up holds this lock for as long as it takes to ask.
+            "owner" if self._owner.acquire(timeout=0.05) else "client"
+        )
         self._components = Components(self._core, client, self)
         self._holdings = Holdings(self._core, self._components)
         self._starts = Starts(self._core, self._components, self._holdings, owner=self.role == "owner")
@@ -280,8 +283,9 @@ class ClientEngine:
     ) -> str:
         """Start the app of a job (reference 2.2).
 
-        A start that is answered with a string that says no frees the resources here; where it raises,
-        the caller does, as the reference's caller is used to. Either way they are freed once.
+        A start that is refused with a string frees the resources here; where it raises, the caller
+        does, as the reference's caller is used to. Either way they are freed once. A start whose outcome
+        is not known yet (``CALL_TIMEOUT``) keeps them until its attempt has ended.
 
         Returns:
             ``Start the client app...``, ``Client app already started.``, or ``NVFLARE_ERROR: ...``.

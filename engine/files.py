@@ -124,12 +124,16 @@ class FileLock:
             self._fd = None
 
 
+class JobLocked(Exception):
+    """A lock is held by another process, and could not be had in time."""
+
+
 @contextmanager
 def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
-    """Hold a lock for a block; raises TimeoutError where it cannot be had in time."""
+    """Hold a lock for a block; raises ``JobLocked`` where it cannot be had in time."""
     lock = FileLock(path)
     if not lock.acquire(timeout=timeout):
-        raise TimeoutError(f"{path} is held by another process")
+        raise JobLocked(f"{path} is held by another process")
     try:
         yield
     finally:

@@ -99,4 +99,9 @@ def boot_id() -> str:
 
 def same_boot(identity: dict[str, Any]) -> bool:
     """Whether a keeper's identity is of this boot and this pid namespace."""
-    return bool(identity["boot_id"] == boot_id() and identity["pid_namespace"] == os.readlink("/proc/self/ns/pid"))
+    return all(identity[name] == value for name, value in this_boot().items())
+
+
+def this_boot() -> dict[str, str]:
+    """This boot of this machine, and this pid namespace: within them a pid and a start time name a process."""
+    return {"boot_id": boot_id(), "pid_namespace": os.readlink("/proc/self/ns/pid")}

@@ -47,7 +47,7 @@ class Reactor:
         self._position = "0-0"
 
     def start(self) -> None:
-        """Settle what is unsettled, then follow from the cursor."""
+        """Follow from the cursor, on a thread that first settles what is unsettled."""
         store = self._core.site.jobs.store
         known = cast("str | None", store.command("GET", store.keys.cursor(CURSOR)))
         self._position = known or last_position(store)

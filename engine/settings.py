@@ -70,8 +70,10 @@ def settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        # A URL may hold a password, so it is not said again.
+        given_value = "not a URL" if name.endswith("_url") else repr(first["input"])
         raise ArgumentInvalid(
-            f"{name} is {first['input']!r}: {first['msg'].lower()}",
+            f"{name} is {given_value}: {first['msg'].lower()}",
             f"set {name}, or FLIGHTLOG_{name.upper()}, to what is expected",
             field=name,
         ) from error

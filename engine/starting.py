@@ -136,9 +136,12 @@ class Starts:
         except CallTimeout:
             raise  # it may come yet, and then it holds what it was given
         except BaseException as error:
-            if grant is not None:  # here we are the caller
-                self._holdings.leave(grant, _attempt(error))
-                self._holdings.give_back(grant, "the start failed")
+            if grant is not None:
+                attempt = _attempt(error)
+                self._holdings.leave(grant, attempt)
+                # Here we are the caller. What was recorded by a client, the owner frees by the record.
+                if attempt is None or self._owner:
+                    self._holdings.give_back(grant, "the start failed")
             raise
 
     def _start(

@@ -6,7 +6,7 @@ The layout is the reference's (3.3), and ``.flightlog/`` of ours
 
     <workspace>/startup/ local/            as the reference has them
     <workspace>/<job>/                     run folder: app_<site>/ meta.json fl_app.txt log.txt
-    <workspace>/.flightlog/site.json       the site's name and servers
+    <workspace>/.flightlog/site.json       the site's name, and a random id
         jobs/<job>/lock  abort  <attempt>/{spec,identity,exit}.json lock log.txt keeper.log
         blobs/ staging/ trash/ spool/ record/ fabric/
 """

@@ -14,14 +14,14 @@ import os
 import select
 import shutil
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from engine.files import FileLock, read_json
+from engine.files import FileLock, JobLocked, read_json
 from engine.fold import Illegal, JobState
 from engine.lifecycle import State
-from engine.orders import covers, read_order, signal_exact, signal_keepers, start_ticks, write_order
+from engine.orders import covers, read_order, signal_keepers, start_ticks, this_boot, write_order
 from engine.outcome import end_bodies
 from engine.site import Site
 from engine.workspace import host_name
@@ -37,11 +37,11 @@ from events.bodies.app import (
 )
 from events.bodies.base import Body
 from events.bodies.job import AbortRequested, DeployFailed
-from events.bodies.site import WorkerKilled
 from events.envelope import Call
 from events.errors import LogUnavailable
 from events.follow import follow
 from events.read import at, last_position
+from workers.claim import end_lapsed
 from workers.delete import Deleter
 from workers.deploy import standing
 from workers.launch import proven
@@ -50,6 +50,7 @@ from workers.spool import drain
 
 log = logging.getLogger("flightlog.caretaker")
 
+LOCK_PATIENCE = 0.2  # seconds; a worker that was stopped with a job's lock must not stop the caretaker
 LOOK_EVERY = 1.0  # seconds; events and dying keepers wake it earlier
 WAKES = frozenset(("AbortRequested", "AppSpawned", "DeleteRequested", "AppStopping", "LaunchExpired"))
 
@@ -130,18 +131,25 @@ class Caretaker:
         self._sweep_staging()
         open_attempts = set()
         for name, work in works:
-            kind, job, number = work["kind"], work["job"], int(work["number"])
-            if kind == "app":
-                open_attempts.add((job, number))
-                self._look(job, number, work)
-            elif kind == "abort":
-                self._abort(name, job, number, work)
-            elif kind == "delete":
-                self.deleter.carry_out(name, work)
-            elif kind in ("launch", "deploy") and work.get("token"):
-                self._judge(name, kind, job, number, work)
+            if work["kind"] == "app":
+                open_attempts.add((work["job"], int(work["number"])))
+            try:
+                self._attend(name, work)
+            except JobLocked:
+                continue  # somebody has his hands on this job; the others need not wait for him
         for job, number in set(self._watched) - open_attempts:
             self._after(job, number)
+
+    def _attend(self, name: str, work: Work) -> None:
+        kind, job, number = work["kind"], work["job"], int(work["number"])
+        if kind == "app":
+            self._look(job, number, work)
+        elif kind == "abort":
+            self._abort(name, job, number, work)
+        elif kind == "delete":
+            self.deleter.carry_out(name, work)
+        elif kind in ("launch", "deploy") and work.get("token"):
+            self._judge(name, kind, job, number, work)
 
     def _sweep_staging(self) -> None:
         """What a worker that is gone, or whose claim is another's, had begun to unpack."""
@@ -199,7 +207,7 @@ class Caretaker:
 
     def _held(self, job: str, folder: Path) -> bool:
         """Whether a keeper of the attempt lives: its lock is held. Asked under the job's lock."""
-        with self.workspace.lock(job):
+        with self.workspace.lock(job, LOCK_PATIENCE):
             probe = FileLock(folder / "lock")
             free = not folder.exists() or probe.acquire(timeout=0)
             probe.release()
@@ -239,7 +247,8 @@ class Caretaker:
         spec = read_json(folder / "spec.json")
         if spec is not None and spec["host"] != host_name():
             return  # another host's: it waits, visibly, for a caretaker there
-        ended = end_leftovers(read_json(folder / "identity.json"), spec)
+        identity = read_json(folder / "identity.json") or self._on_record(job)
+        ended = end_leftovers(identity, spec)
         reason = f"its keeper died without a word; {ended} of its processes were found and ended"
         lost = AppLost(attempt=number, reason=reason)
 
@@ -248,6 +257,13 @@ class Caretaker:
 
         self.site.jobs.transact(self._call(f"exit:{job}:{number}", "lost", work), job, decide)
         self._unwatch(job, number)
+
+    def _on_record(self, job: str) -> dict[str, Any] | None:
+        """Who the app is by the record, where somebody has removed what its keeper wrote."""
+        state = self.site.jobs.load(job).state
+        if not state.get("pid") or state.get("host") != host_name():
+            return None
+        return {**this_boot(), "pid": int(state["pid"]), "start_ticks": int(state["start_ticks"])}
 
     def _deadline(self, job: str, number: int, work: Work) -> None:
         """An app that never said it started, or never ended after it said so, is aborted."""
@@ -275,7 +291,7 @@ class Caretaker:
         folder = self.workspace.attempt(job, number)
         if intent not in self._told:
             request = at(self.site.jobs.store, [work["position"]])[0].body
-            with self.workspace.lock(job):
+            with self.workspace.lock(job, LOCK_PATIENCE):
                 write_order(
                     self.workspace,
                     job,
@@ -311,7 +327,7 @@ class Caretaker:
     def _judge(self, name: str, kind: str, job: str, number: int, work: Work) -> None:
         if int(work["until"]) >= self.site.jobs.store.now_ms():
             return
-        self._kill_worker(name, work)
+        end_lapsed(self.site, name, work)
         used_up = int(work.get("attempts", "0")) >= int(work["max"])
 
         def decide(state: JobState) -> Sequence[Body]:
@@ -319,7 +335,7 @@ class Caretaker:
                 return self._judge_deploy(state, job, number, work, used_up)
             return self._judge_launch(state, job, number, used_up)
 
-        with self.workspace.lock(job), contextlib.suppress(WorkRefused, Illegal):
+        with self.workspace.lock(job, LOCK_PATIENCE), contextlib.suppress(WorkRefused, Illegal):
             self.site.jobs.transact(
                 self._call(f"judge:{name}:{work['token']}", "outcome", work),
                 job,
@@ -355,20 +371,6 @@ class Caretaker:
         if used_up:
             return [LaunchFailed(attempt=number, code="ATTEMPTS", error="no worker brought it to run")]
         return []
-
-    def _kill_worker(self, name: str, work: Work) -> None:
-        """A worker that kept a lapsed claim must not act late, nor hold the job's lock."""
-        host, pid, ticks = work["claimed_by"].rsplit(":", 2)
-        if host != host_name() or not ticks.isdigit() or int(pid) == os.getpid():
-            return
-        if signal_exact(int(pid), int(ticks), 9):
-            self.site.jobs.note(
-                self._call(f"kill:{name}:{work['token']}", "killed", work),
-                [WorkerKilled(worker=work["claimed_by"], work=name)],
-            )
-            until = time.monotonic() + 2
-            while start_ticks(int(pid)) == int(ticks) and time.monotonic() < until:
-                time.sleep(0.005)
 
 
 def _keepers(identity: dict[str, list[int]]) -> list[tuple[int, int]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import threading
+import time
 from types import TracebackType
 
+from engine.orders import signal_exact, start_ticks
 from engine.projection import Conditions
 from engine.site import Site
+from engine.workspace import host_name
 from events.append import Ops, WorkRefused
 from events.bodies.job import WorkClaimed
+from events.bodies.site import WorkerKilled
 from events.envelope import Call, Event
 from events.errors import Fenced, FlightlogError
 from events.read import at
@@ -44,6 +50,8 @@ class Claim:
             claim._append(int(fields["max"]))
         except WorkRefused:
             return None
+        if fields.get("token"):
+            end_lapsed(site, work_id, fields)  # first of all: it may hold the job's lock
         return claim
 
     def _append(self, attempts: int) -> None:
@@ -100,3 +108,29 @@ class Claim:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1)
+
+
+def end_lapsed(site: Site, work_id: str, fields: dict[str, str]) -> None:
+    """End the worker of a lapsed claim, if it is of this host: it must not act late, nor hold the job's lock.
+
+    Args:
+        site: the site.
+        work_id: which work it had claimed.
+        fields: of the work, while the claim was its last.
+    """
+    host, pid, ticks = fields["claimed_by"].rsplit(":", 2)
+    if host != host_name() or not ticks.isdigit() or int(pid) == os.getpid():
+        return
+    if not signal_exact(int(pid), int(ticks), signal.SIGKILL):
+        return
+    call = site.system_call(
+        "killed",
+        call_id=f"kill:{work_id}:{fields['token']}",
+        cause=fields["position"],
+        correlation=fields["correlation"],
+        role="worker",
+    )
+    site.jobs.note(call, [WorkerKilled(worker=fields["claimed_by"], work=work_id)])
+    until = time.monotonic() + 2
+    while start_ticks(int(pid)) == int(ticks) and time.monotonic() < until:
+        time.sleep(0.005)

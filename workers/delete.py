@@ -15,6 +15,7 @@ from events.bodies.base import Body
 from events.bodies.job import DeleteAbandoned, DeleteFailed, DeleteSucceeded
 from workers.claim import Claim
 
+LOCK_PATIENCE = 0.2  # seconds
 PAUSE = 1.0  # seconds before the next try; doubled each time
 
 
@@ -52,7 +53,7 @@ class Deleter:
         workspace = self.site.workspace
         run, aside = workspace.run(claim.job), workspace.trash / claim.job
         try:
-            with workspace.lock(claim.job):
+            with workspace.lock(claim.job, LOCK_PATIENCE):
                 existed = run.exists() or aside.exists()
                 size = _size(run) + _size(aside)
                 if run.exists():

@@ -76,6 +76,7 @@ def _put_in_place(site: Site, claim: Claim) -> DeploySucceeded:
         passing("deploy-staged")
         with workspace.lock(claim.job):
             claim.check()
+            passing("deploy-locked")
             known = workspace.receipt(claim.job)
             if known is not None and sequence(known["position"]) >= sequence(claim.position):
                 raise Fenced(f"a later deploy of {claim.job} is in place", work=claim.work_id)

@@ -64,6 +64,8 @@ class RegisteredJob(Job):
             return "its arguments are not one work id"
         if not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):
             return "its argument is no work id"
+        if args[0].partition("_")[0] != name.rpartition(".")[2]:
+            return "its argument is the id of another kind of work"
         return None
 
     def _refuse(self, why: str) -> None:

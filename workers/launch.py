@@ -21,6 +21,7 @@ from engine.errors import BadConfig
 from engine.faults import passing
 from engine.files import read_json, write_json, write_whole
 from engine.fold import JobState
+from engine.lifecycle import State
 from engine.orders import covers, read_order
 from engine.outcome import end_bodies, spawn_bodies
 from engine.site import Site
@@ -51,6 +52,7 @@ def launch(site: Site, work_id: str) -> None:
         request = claim.request().body
         with site.workspace.lock(claim.job):
             claim.check()
+            passing("launch-locked")
             refused = None
             try:
                 start(site, claim, request, folder)
@@ -93,7 +95,8 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
     """
     if (folder / "identity.json").exists() or (folder / "exit.json").exists():
         return
-    if covers(read_order(site.workspace, claim.job), claim.position):
+    aborting = site.jobs.load(claim.job).state.state is State.ABORTING  # its order may not be on disk yet
+    if aborting or covers(read_order(site.workspace, claim.job), claim.position):
         write_json(folder / "exit.json", {"ran": False, "why": "aborted", "error": "aborted before the launch"})
         return
     config = app_config(site, claim.job)

@@ -21,6 +21,14 @@ from workers.job_class import RegisteredJob, SiteQueue
 class SiteWorker(Worker):
     """An RQ worker with a heartbeat short enough to notice a dead one."""
 
+    #: Somebody told it to end.
+    told_to_end = False
+
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        """Remember that it was told, since an idle worker just ends."""
+        self.told_to_end = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds until RQ counts this worker as gone."""
         return int(self.job_monitoring_interval) * 3
@@ -54,8 +62,11 @@ def run_worker(site: Site, *, burst: bool = False) -> int:
     }
     while True:
         try:
-            SiteWorker([queue], **options).work(burst=burst, logging_level="WARNING")
+            worker = SiteWorker([queue], **options)
+            worker.work(burst=burst, logging_level="WARNING")
         except redis.RedisError:
             time.sleep(0.2)
             continue
-        return 0
+        if burst or worker.told_to_end:
+            return 0
+        time.sleep(0.2)  # it gave up over something it found in Redis; the next one is wiser by its loss

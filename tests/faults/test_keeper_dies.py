@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,14 @@ def test_an_app_that_was_declared_lost_may_not_run_on_and_its_end_is_a_late_exit
     events = rig.check()
     assert one(events, "job", "LateExit")["signalled_before"] is True
     assert one(events, "job", "AppLost")["declared_by"]
+
+
+def test_L5_an_app_whose_keepers_papers_were_removed_is_ended_and_lost(rig: Rig) -> None:
+    rig.start()
+    rig.deploy("job", "sleep", "1000")
+    rig.start_app("job")
+    pid = rig.identity("job")["pid"]
+    shutil.rmtree(rig.workspace.attempt("job", 1))
+    rig.in_state("job", "failed")
+    until(lambda: not Path(f"/proc/{pid}").exists(), 10, "the app runs on, unseen")
+    one(rig.check(), "job", "AppLost")

@@ -117,7 +117,8 @@ def _kill_keeper(rig: Rig, chance: random.Random) -> None:
 
 
 def _kill_at_a_place(rig: Rig, chance: random.Random) -> None:
-    places = ["deploy-claimed", "deploy-staged", "deploy-before-record", "launch-claimed", "launch-before-record"]
+    places = [f"deploy-{x}" for x in ("claimed", "staged", "locked", "before-record")]
+    places += [f"launch-{x}" for x in ("claimed", "locked", "before-record")]
     rig.fault(chance.choice(places), chance.choice(["kill", "stop"]))
 
 

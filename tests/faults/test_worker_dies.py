@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
 
 @pytest.mark.parametrize("action", ["kill", "stop"])
-@pytest.mark.parametrize("place", ["deploy-claimed", "deploy-staged", "deploy-before-record"])
+@pytest.mark.parametrize("place", ["deploy-claimed", "deploy-staged", "deploy-locked", "deploy-before-record"])
 def test_L4_a_deploy_happens_once_whatever_its_worker_comes_to(rig: Rig, place: str, action: str) -> None:
     rig.start()
     rig.fault(place, action)
@@ -28,7 +28,7 @@ def test_L4_a_deploy_happens_once_whatever_its_worker_comes_to(rig: Rig, place: 
 
 
 @pytest.mark.parametrize("action", ["kill", "stop"])
-@pytest.mark.parametrize("place", ["launch-claimed", "launch-before-record"])
+@pytest.mark.parametrize("place", ["launch-claimed", "launch-locked", "launch-before-record"])
 def test_L4_an_app_is_launched_once_whatever_its_worker_comes_to(
     rig: Rig, tmp_path: Path, place: str, action: str
 ) -> None:
@@ -116,3 +116,17 @@ def test_work_whose_every_worker_dies_is_failed_after_its_attempts(rig: Rig) -> 
         rig.fault("deploy-staged", "kill")
     rig.in_state("job", "deploy_failed")
     assert one(rig.check(), "job", "DeployFailed")["code"] == "ATTEMPTS"
+
+
+def test_L8_an_abort_is_not_held_up_by_a_worker_that_was_stopped_with_the_jobs_lock(rig: Rig, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    rig.start()
+    rig.deploy("job", *counting_app(runs, "sleep 1000"))
+    rig.fault("launch-locked", "stop")
+    rig.ask_start("job")
+    rig.struck("launch-locked")
+    with rig.client(abort_timeout=0.1) as engine:
+        engine.abort_app("job")
+    rig.in_state("job", "aborted")
+    rig.check()
+    assert runs_of(runs) == []
