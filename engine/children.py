@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -68,5 +69,6 @@ class PoolChild:
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
-            process.terminate()
+            log.warning("the pool does not end; it is killed, with its workers")
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(5)

@@ -80,6 +80,7 @@ class ClientEngine:
         args: ``args.workspace`` is the site's folder.
         rank: recorded with the opening.
         workers: size of the pool that this engine supervises.
+        purpose: what people are told who ask who owns the site.
         options: further settings (``engine.settings``), for instance ``pool="elsewhere"``.
 
     Raises:
@@ -88,7 +89,14 @@ class ClientEngine:
     """
 
     def __init__(
-        self, client: FederatedClient, args: Arguments, rank: object, workers: int = 5, **options: Any
+        self,
+        client: FederatedClient,
+        args: Arguments,
+        rank: object,
+        workers: int = 5,
+        *,
+        purpose: str = "engine",
+        **options: Any,
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise ArgumentInvalid(
@@ -119,6 +127,7 @@ class ClientEngine:
         self._reactor = Reactor(self._core, self._components, self._holdings)
         self._pool: PoolChild | None = None
         self._opened = False
+        self._purpose = purpose
         try:
             self._open()
         except BaseException:
@@ -144,7 +153,7 @@ class ClientEngine:
             components: id -> object, for instance a ``resource_manager``; beside those that the
                 site's ``local/resources.json`` names.
             workers: size of its pool.
-            options: further settings, see ``engine.settings``.
+            options: ``purpose``, and further settings (``engine.settings``).
         """
         name = check_site_name(site or known_site(Path(workspace).resolve()))
         known = {**load_components(Path(workspace)), **(components or {})}
@@ -168,6 +177,7 @@ class ClientEngine:
             "pid": os.getpid(),
             "ticks": start_ticks(os.getpid()),
             "since": iso(time.time_ns() // 10**6),
+            "purpose": self._purpose,
         }
         write_json(site.workspace.flight / "owner.json", owner)
         self._holdings.sync(opening=True)

@@ -18,6 +18,7 @@ from typing import Literal
 import redis
 
 from engine.jobs import Jobs
+from engine.overview import caretaker_seen
 from engine.replay import differing
 from engine.server import Servers
 from engine.workspace import Workspace, known_site
@@ -50,6 +51,7 @@ def examine(folder: Path, record_url: str = "", fabric_url: str = "") -> Iterato
     yield from rights(workspace)
     yield from disk(workspace)
     yield from exchange(workspace)
+    yield from caretaker(workspace)
     yield from _servers(workspace, record_url, fabric_url)
 
 
@@ -136,6 +138,18 @@ def exchange(workspace: Workspace) -> Iterator[Finding]:
         "ok" if done else "warn",
         "in one step" if done else "not supported",
         "a redeploy takes two renames here; ext4, xfs or btrfs do it in one",
+    )
+
+
+def caretaker(workspace: Workspace) -> Iterator[Finding]:
+    """Whether somebody looks after the apps, and does look."""
+    seen = caretaker_seen(workspace)
+    stuck = seen.startswith("STUCK")
+    yield Finding(
+        "caretaker",
+        "fail" if stuck else "warn" if seen == "none" else "ok",
+        seen,
+        f"look at {workspace.flight / 'pool.log'}, then flightlog down and up" if stuck else "flightlog up",
     )
 
 

@@ -285,6 +285,15 @@ class SiteUnknown(FlightlogError):
     code, http, retry = "SITE_UNKNOWN", 404, "no"
 
 
+class HostError(FlightlogError):
+    """The operating system refused something: a file, a folder, the output.
+
+    The message has its words and the path. Look at rights and space there.
+    """
+
+    code, http, retry = "HOST_ERROR", 500, "yes"
+
+
 class NotAuthorised(FlightlogError):
     """The caller may not do this.
 

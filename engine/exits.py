@@ -39,6 +39,7 @@ EXIT_CODES: dict[str, Exit] = {
     "LAUNCH_FAILED": Exit.FAILED,
     "DELETE_FAILED": Exit.FAILED,
     "DISK_FULL": Exit.FAILED,
+    "HOST_ERROR": Exit.FAILED,
     "JOB_ID_INVALID": Exit.USAGE,
     "ARGUMENT_INVALID": Exit.USAGE,
     "BAD_ARCHIVE": Exit.USAGE,

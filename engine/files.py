@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from engine.errors import DiskFull
+
+log = logging.getLogger("flightlog.files")
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -47,12 +52,38 @@ def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is no file."""
+    """A JSON object from a file; None where there is no file, or one that nobody can read."""
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value = json.loads(read_plain(path))
     except FileNotFoundError:
         return None
-    return value
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read: %s", path, error)
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_plain(path: Path, limit: int = 2**26) -> bytes:
+    """Bytes of a regular file. An app may put a pipe or a link in its place: that is refused, not waited for.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    with open_plain(path) as file:
+        return file.read(limit)
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """A regular file, opened for reading.
+
+    Raises:
+        OSError: it is a link, a pipe or anything else, or cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb")
 
 
 def sync_folder(path: Path) -> None:
@@ -87,6 +118,12 @@ class FileLock:
     def held(self) -> bool:
         """This object holds the lock."""
         return self._fd is not None
+
+    def fileno(self) -> int:
+        """The descriptor that holds the lock; a child that inherits it holds it too."""
+        assert self._fd is not None  # noqa: S101 - a caller's slip, not an input
+        os.set_inheritable(self._fd, True)
+        return self._fd
 
     def acquire(self, *, shared: bool = False, timeout: float | None = 0) -> bool:
         """Take the lock within ``timeout`` seconds (0: at once or not; None: however long it takes)."""

@@ -60,6 +60,7 @@ def signal_keepers(folder: Path) -> list[int]:
     for name in ("inner", "outer"):
         pid, ticks = identity[name]
         if signal_exact(pid, ticks, signal.SIGUSR1):
+            signal_exact(pid, ticks, signal.SIGCONT)  # whoever stopped it
             told.append(pid)
     return told
 

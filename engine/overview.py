@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import redis
@@ -17,16 +18,23 @@ from engine.workspace import Workspace
 from events.envelope import iso
 from events.read import last_position
 
+CARETAKER_LATE = 30.0  # seconds
+
 
 def owner_of(workspace: Workspace) -> dict[str, Any] | None:
-    """The engine that owns the site now: pid, start ticks, since; None where nobody does."""
+    """The engine that owns the site now: pid, start ticks, since, purpose; None where nobody does.
+
+    One that has not said yet who it is, or whose word is gone, has the pid 0.
+    """
     probe = FileLock(workspace.flight / "owner.lock")
     free = probe.acquire(shared=True, timeout=0)
     probe.release()
-    info = read_json(workspace.flight / "owner.json")
-    if free or info is None or start_ticks(int(info["pid"])) != info["ticks"]:
+    if free:
         return None
-    return info
+    info = read_json(workspace.flight / "owner.json") or {}
+    if {"pid", "ticks", "since", "purpose"} <= info.keys() and start_ticks(int(info["pid"])) == info["ticks"]:
+        return info
+    return {"pid": 0, "ticks": 0, "since": "a moment ago", "purpose": "unknown"}
 
 
 def overview(site: Site) -> dict[str, Any]:
@@ -37,9 +45,10 @@ def overview(site: Site) -> dict[str, Any]:
         "site": site.name,
         "workspace": str(site.workspace.root),
         "up": owner is not None,
+        "held_by": owner["purpose"] if owner else None,
         "engine_pid": owner["pid"] if owner else None,
         "up_since": owner["since"] if owner else None,
-        "caretaker": caretaker_there(site.workspace),
+        "caretaker": caretaker_seen(site.workspace),
         "workers": workers(site),
         "servers": servers(site),
         "jobs": by_state(jobs),
@@ -48,6 +57,15 @@ def overview(site: Site) -> dict[str, Any]:
         "events": jobs.store.command("XLEN", jobs.store.keys.log),
         "last_position": last_position(jobs.store),
     }
+
+
+def caretaker_seen(workspace: Workspace) -> str:
+    """Whether a caretaker is there, and how long ago it last looked: one that hangs holds its lock too."""
+    if not caretaker_there(workspace):
+        return "none"
+    looked = int((read_json(workspace.flight / "caretaker.json") or {}).get("looked", 0))
+    ago = time.time() - looked / 1000
+    return f"looked {ago:.0f} s ago" if ago < CARETAKER_LATE else f"STUCK: looked {ago:.0f} s ago; see pool.log"
 
 
 def by_state(jobs: Jobs) -> dict[str, int]:

@@ -21,11 +21,17 @@ def statuses(store: Store) -> dict[str, str]:
         RecordDamaged: an event cannot come in the state that its job was in.
     """
     states: dict[str, str] = {}
-    cursor = "0-0"
+    cursor, seq = "0-0", 0
     while True:
         with translated():
             page = cast("list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", count=PAGE))
         for position, (_, kind, _, subject, *_rest) in page:
+            seq += 1
+            if not position.endswith(f"-{seq}"):
+                raise RecordDamaged(
+                    f"the log has a gap or a double before {position}: {seq} was to come",
+                    "restore it from a backup; two servers may have written to the same files",
+                )
             row = TABLE.get(kind)
             if row is None:
                 continue

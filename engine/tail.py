@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ def last_lines(path: Path, count: int) -> list[str]:
         size = path.stat().st_size
         with path.open("rb") as file:
             file.seek(max(0, size - CHUNK))
-            return file.read().decode(errors="replace").splitlines()[-count:]
+            lines = file.read().decode(errors="replace").splitlines()
+            return lines[-count:] if count else []
     except FileNotFoundError:
         return []
 
@@ -29,6 +31,7 @@ def follow_file(path: Path, over: Callable[[], bool], pause: float = 0.1) -> Ite
         pause: seconds between looks.
     """
     at = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be cut by a read
     while True:
         ending = over()
         if path.exists():
@@ -36,7 +39,7 @@ def follow_file(path: Path, over: Callable[[], bool], pause: float = 0.1) -> Ite
                 file.seek(at)
                 while data := file.read(CHUNK):
                     at += len(data)
-                    yield data.decode(errors="replace")
+                    yield decoder.decode(data)
         if ending:
             return
         time.sleep(pause)

@@ -83,6 +83,8 @@ class View:
         """
         until = time.monotonic() + timeout
         look_at = time.monotonic() + 1.0
+        if self.get(job_id) is None:
+            self._look(job_id)  # a job at rest that nothing was seen of
         while True:
             with self._changed:
                 known = self._states.get(job_id)

@@ -56,7 +56,7 @@ class Workspace:
         name = check_site_name(known or site)
         try:
             for folder in (path / "startup", path / "local", path / ".flightlog"):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             (path / ".flightlog").chmod(0o700)
         except OSError as error:
             raise SiteUnknown(

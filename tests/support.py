@@ -160,12 +160,13 @@ ENDS = ("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFailed", "La
 
 
 def processes_with(marker: str) -> list[int]:
-    """Pids of processes that have a text in their command line or environment."""
+    """Pids of processes that have a text in their command line, their environment or their folder's path."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with suppress(OSError):
                 data = Path(f"/proc/{name}/cmdline").read_bytes() + Path(f"/proc/{name}/environ").read_bytes()
+                data += os.readlink(f"/proc/{name}/cwd").encode()  # a server's title hides its command line
                 state = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
                 if marker.encode() in data and state not in "ZX":
                     found.append(int(name))

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import select
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.files import FileLock, JobLocked, read_json
+from engine.files import FileLock, JobLocked, open_plain, read_json
 from engine.fold import Illegal, JobState
 from engine.lifecycle import State
-from engine.orders import covers, read_order, signal_keepers, start_ticks, this_boot, write_order
+from engine.orders import covers, read_order, signal_exact, signal_keepers, start_ticks, this_boot, write_order
 from engine.outcome import end_bodies
 from engine.site import Site
 from engine.workspace import host_name
@@ -51,6 +54,8 @@ from workers.spool import drain
 log = logging.getLogger("flightlog.caretaker")
 
 LOCK_PATIENCE = 0.2  # seconds; a worker that was stopped with a job's lock must not stop the caretaker
+TROUBLE_PAUSE = 5.0  # seconds before a job that made trouble is attended to again
+STUCK = 5.0  # seconds past its deadline after which an abort is carried out over the keeper's head
 LOOK_EVERY = 1.0  # seconds; events and dying keepers wake it earlier
 WAKES = frozenset(("AbortRequested", "AppSpawned", "DeleteRequested", "AppStopping", "LaunchExpired"))
 
@@ -71,6 +76,7 @@ class Caretaker:
         self.deleter = Deleter(site)
         self.since_ms = 0
         self._watched: dict[tuple[str, int], list[int]] = {}  # attempt -> pidfds of its keepers
+        self._not_before: dict[str, float] = {}
         self._told: set[str] = set()  # abort intents that the keepers have been told of
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
@@ -133,12 +139,23 @@ class Caretaker:
         for name, work in works:
             if work["kind"] == "app":
                 open_attempts.add((work["job"], int(work["number"])))
+            if time.monotonic() < self._not_before.get(name, 0):
+                continue
             try:
                 self._attend(name, work)
             except JobLocked:
                 continue  # somebody has his hands on this job; the others need not wait for him
+            except LogUnavailable:
+                raise
+            except Exception:  # one job's trouble is not the others'
+                log.exception("%s cannot be attended to now; it is tried again", name)
+                self._not_before[name] = time.monotonic() + TROUBLE_PAUSE
         for job, number in set(self._watched) - open_attempts:
             self._after(job, number)
+        # Without a sync: it only tells people that somebody is looking.
+        (self.workspace.flight / "caretaker.json").write_text(
+            json.dumps({"process": self.site.process, "looked": time.time_ns() // 10**6})
+        )
 
     def _attend(self, name: str, work: Work) -> None:
         kind, job, number = work["kind"], work["job"], int(work["number"])
@@ -217,18 +234,18 @@ class Caretaker:
         """Record an exit, and with it the spawn that nobody may have recorded."""
         folder = self.workspace.attempt(job, number)
         exit_ = read_json(folder / "exit.json")
-        assert exit_ is not None  # noqa: S101 - looked for a moment ago, and never removed by others
+        if exit_ is None:  # there, and nobody can read it: the end was seen, and how is lost
+            (folder / "exit.json").rename(folder / f"exit.unreadable-{time.time_ns()}")
+            return
         identity, spec = read_json(folder / "identity.json"), read_json(folder / "spec.json")
 
-        def decide(state: JobState) -> Sequence[Body]:
-            return end_bodies(state, number, exit_, identity, spec)
+        output = _output(number, folder / "log.txt")
 
-        call = self._call(f"exit:{job}:{number}", "exit", work)
-        recorded = self.site.jobs.transact(call, job, decide)
-        if recorded is not None and any(isinstance(body, Exit) for body in recorded.bodies):
-            size, digest = _digest(folder / "log.txt")
-            closed = OutputClosed(attempt=number, bytes=size, sha256=digest)
-            self.site.jobs.note(call.at("output"), [closed], job)
+        def decide(state: JobState) -> Sequence[Body]:
+            bodies = end_bodies(state, number, exit_, identity, spec)
+            return [*bodies, *output] if any(isinstance(body, Exit) for body in bodies) else bodies
+
+        self.site.jobs.transact(self._call(f"exit:{job}:{number}", "exit", work), job, decide)
         (folder / "recorded").touch()
         self._unwatch(job, number)
 
@@ -306,6 +323,11 @@ class Caretaker:
             self._told.add(intent)
         if not state.spawned:
             self._withdraw_launch(job, number, work)
+        elif self.site.jobs.store.now_ms() > int(state["deadline"]) + STUCK * 1000:
+            # Its keepers do not do it. Without them it is ours, and what it left is ended as after their death.
+            for pid, ticks in _keepers(read_json(folder / "identity.json") or {}):
+                signal_exact(pid, ticks, signal.SIGKILL)
+            self.wake()
 
     def _withdraw_launch(self, job: str, number: int, work: Work) -> None:
         """A launch that nobody has claimed never will be; one that was claimed sees the order itself."""
@@ -376,7 +398,7 @@ class Caretaker:
 def _keepers(identity: dict[str, list[int]]) -> list[tuple[int, int]]:
     from engine.orders import same_boot
 
-    if not same_boot(identity):
+    if not identity or not same_boot(identity):
         return []
     return [(identity[name][0], identity[name][1]) for name in ("inner", "outer")]
 
@@ -387,8 +409,12 @@ def _readable(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _digest(path: Path) -> tuple[int, str]:
-    if not path.exists():
-        return 0, hashlib.sha256().hexdigest()
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+def _output(attempt: int, path: Path) -> list[Body]:
+    """What is to be said of an attempt's output; nothing where the app has put something else in its place."""
+    try:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            return [OutputClosed(attempt=attempt, bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())]
+    except OSError as error:
+        log.warning("the output %s cannot be read: %s", path, error)
+        return []

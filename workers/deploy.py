@@ -103,7 +103,7 @@ def standing(site: Site, job: str, position: str) -> DeploySucceeded | None:
 def _stage(site: Site, claim: Claim, request: dict[str, Any], staging: Path) -> dict[str, Any]:
     limits = Limits(files=site.settings.zip_files, bytes=site.settings.zip_bytes, ratio=site.settings.zip_ratio)
     archive = Blobs(site.workspace.root).get(request["sha256"])
-    staging.mkdir(parents=True)
+    staging.mkdir(mode=0o755)
     unpacked = unpack(archive, staging / f"app_{site.name}", limits)
     (staging / "fl_app.txt").write_text(f"{request['app']}\n")
     meta = {**request["meta"], "byoc": True} if request["byoc"] else {**request["meta"]}

@@ -24,6 +24,7 @@ import marshal
 import os
 import select
 import signal
+import stat
 import sys
 import time
 
@@ -210,7 +211,7 @@ def keep(spec: Spec, identity: Spec, wake: int, by: str) -> None:
     )
     try:
         os.unlink(os.path.join(spec["run"], RC_FILE))
-    except FileNotFoundError:
+    except OSError:
         pass
     reap(0)
 
@@ -334,10 +335,14 @@ def order_of() -> Spec:
 def rc_file(spec: Spec) -> str | None:
     """What the job wrote about its own return code (reference 2.3)."""
     try:
-        with open(os.path.join(spec["run"], RC_FILE), encoding="utf-8", errors="replace") as file:
-            return file.read(200)
+        fd = os.open(os.path.join(spec["run"], RC_FILE), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
+    try:
+        # A pipe in its place would keep us waiting for ever.
+        return os.read(fd, 200).decode(errors="replace") if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
 
 
 def listen() -> int:

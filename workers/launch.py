@@ -8,6 +8,7 @@ import marshal
 import os
 import secrets
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from engine.app_config import AppConfig, parse_config
 from engine.archive import CONFIG
 from engine.errors import BadConfig
 from engine.faults import passing
-from engine.files import read_json, write_json, write_whole
+from engine.files import read_json, read_plain, write_json, write_whole
 from engine.fold import JobState
 from engine.lifecycle import State
 from engine.orders import covers, read_order
@@ -58,6 +59,8 @@ def launch(site: Site, work_id: str) -> None:
                 start(site, claim, request, folder)
             except BadConfig as error:
                 refused = {"ran": False, "why": error.code, "error": error.what}
+            except OSError as error:
+                refused = {"ran": False, "why": "LAUNCH_FAILED", "error": f"{error.strerror}: {error.filename}"}
         passing("launch-before-record")
         record(site, claim, folder, refused)
 
@@ -103,7 +106,7 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
     run = site.workspace.run(claim.job)
     folder.mkdir(parents=True, exist_ok=True)
     prepare_log(run, folder)
-    (run / "_process_rc.txt").unlink(missing_ok=True)
+    clear(run / "_process_rc.txt")
     marker = secrets.token_hex(16)
     spec = {
         "argv": list(config.command),
@@ -126,8 +129,12 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
 
 def app_config(site: Site, job: str) -> AppConfig:
     """The config of the app in place."""
-    path = site.workspace.app(job) / CONFIG
-    return parse_config(path.read_bytes() if path.exists() else None)
+    try:
+        return parse_config(read_plain(site.workspace.app(job) / CONFIG))
+    except OSError as error:
+        raise BadConfig(
+            f"the app of {job} is not in place: {error.strerror}", f"flightlog deploy {job} APP"
+        ) from error
 
 
 def environment(site: Site, claim: Claim, config: AppConfig, request: dict[str, Any], marker: str) -> dict[str, str]:
@@ -153,12 +160,22 @@ def prepare_log(run: Path, folder: Path) -> None:
     log = folder / "log.txt"
     log.touch(mode=0o600)
     shown = run / "log.txt"
+    if shown.is_symlink() or not shown.is_file():
+        clear(shown)  # an earlier attempt may have put anything there
     if shown.exists():
         if shown.samefile(log):
             return
         number = max((int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()), default=1) - 1
         shown.rename(run / f"log.{max(number, 1)}.txt")
     os.link(log, shown)
+
+
+def clear(path: Path) -> None:
+    """Remove whatever is there, if anything is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def keeper() -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from importlib.metadata import version as release
 from typing import Annotated
 
@@ -34,5 +36,10 @@ def options(
 
 def main() -> None:
     """Entry point of the ``flightlog`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a name that this terminal cannot show is no reason to fail
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     app()

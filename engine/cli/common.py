@@ -17,7 +17,7 @@ import typer
 from engine.actors import acting_as, os_actor
 from engine.cli.output import Format, tell
 from engine.client_engine import ClientEngine
-from engine.errors import ArgumentInvalid, SiteUnknown
+from engine.errors import ArgumentInvalid, HostError, SiteUnknown
 from engine.exits import exit_code
 from engine.jobs import Jobs
 from engine.site import Site
@@ -37,6 +37,7 @@ class Where:
     record_url: str | None
     fabric_url: str | None
     how: Format
+    command: str
 
     @property
     def folder(self) -> Path:
@@ -117,6 +118,7 @@ def site_command(
         def command(**given: Any) -> None:
             common = {key: given.pop(key) for key in _COMMON}
             as_json = common.pop("as_json")
+            common["command"] = name or function.__name__
             where = Where(**common)
             if as_json:
                 where = Where(**{**common, "how": Format.JSON})
@@ -127,6 +129,12 @@ def site_command(
             except FlightlogError as error:
                 tell(error, where.how)
                 code = exit_code(error)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone: nothing more is to be said
+                code = 0
+            except OSError as error:
+                tell(HostError(f"{error.strerror}: {error.filename or 'output'}", "look at that file, or its disk"))
+                code = 1
             finally:
                 _WHERE.reset(token)
             raise typer.Exit(code or 0)
@@ -185,6 +193,7 @@ def acting(*, create: bool = False, workers: int = 1) -> Iterator[ClientEngine]:
         record_url=chosen.record_url,
         fabric_url=chosen.fabric_url,
         workers=int(os.environ.get("FLIGHTLOG_WORKERS") or workers),
+        purpose=f"flightlog {chosen.command}",
     ) as engine:
         yield engine
 

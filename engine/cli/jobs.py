@@ -26,7 +26,7 @@ from engine.ids import check_job_id
 from engine.jobs import Jobs
 from engine.lifecycle import State
 from engine.tail import follow_file, last_lines
-from engine.workspace import Workspace
+from engine.workspace import Workspace, known_site
 from events.errors import LogUnavailable
 
 PANEL = "Jobs"
@@ -81,9 +81,11 @@ def run(
 ) -> int:
     """Deploy an app and start it; with --follow, wait for its end and exit with its code."""
     name = app.resolve().stem
-    job_id = check_job_id(job or _made_up(name))
+    job_id = check_job_id(_made_up(name) if job is None else job)
     data = read_app(app)
     given = _meta(meta)
+    if not known_site(where().folder):
+        err.print(f"There is no site yet: one is made in {text(where().folder.resolve())}.")
     with acting(create=True, workers=2) as engine:
         deploy_call(engine.core, name, job_id, given, engine.client_name, data, timeout=timeout or 30)
         state = _start(engine, job_id, resources, timeout or 30)
@@ -95,28 +97,32 @@ def run(
             err.print(f"[bold]{text(job_id)}[/] runs as process {state.get('pid')}.")
             if alone and not follow:
                 err.print("The site is not up, so this command watches it to its end.")
-        return _to_the_end(engine, job_id, state.attempt, None if not follow else 0)
+        return _to_the_end(engine, job_id, state.attempt, live=follow, timeout=timeout)
 
 
-def _to_the_end(engine: ClientEngine, job_id: str, attempt: int, live: int | None) -> int:
+def _to_the_end(engine: ClientEngine, job_id: str, attempt: int, *, live: bool, timeout: float | None) -> int:
     log = engine.site.workspace.attempt(job_id, attempt) / "log.txt"
+
+    until = None if timeout is None else time.monotonic() + timeout
 
     def over() -> bool:
         state = engine.core.view.get(job_id) or JobState()
+        if until is not None and state.live and time.monotonic() > until:
+            raise CallTimeout(f"{job_id} runs on after {timeout:g} s", f"flightlog wait {job_id}, or abort {job_id}")
         return state.attempt != attempt or not state.live
 
+    shown = where().how is Format.TABLE and live
     try:
-        shown = where().how is Format.TABLE and live is not None
         for piece in follow_file(log, over):
             if shown:
                 typer.echo(piece, nl=False)
     except KeyboardInterrupt:
         err.print(f"\n{text(job_id)} runs on. To end it: flightlog abort {text(job_id)}")
         return 130
-    return _ending(engine.site.jobs, engine.site.workspace, job_id, attempt)
+    return _ending(engine.site.jobs, engine.site.workspace, job_id, attempt, shown=shown)
 
 
-def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int) -> int:
+def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int, *, shown: bool) -> int:
     loaded = jobs.load(job_id)
     state = loaded.state
     code = app_code(state)
@@ -129,13 +135,13 @@ def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int) -> int:
         + (f", {float(state['duration']):.1f} s" if state.get("duration") else "")
     )
     if code:
-        _failure(workspace, job_id, attempt, state, code)
+        _failure(workspace, job_id, attempt, state, code, shown=shown)
     return code
 
 
-def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, code: int) -> None:
+def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, code: int, *, shown: bool) -> None:
     tail = last_lines(workspace.attempt(job_id, attempt) / "log.txt", LAST_LINES)
-    if tail:
+    if tail and not shown:
         err.print("[bold]Its last lines:[/]")
         for line in tail:
             err.print("  " + text(line))
@@ -187,8 +193,10 @@ def start(
         state = _start(engine, job, resources, (timeout or 30) if wait else 0, _meta(meta) if meta else None)
         if where().how is Format.TABLE:
             _say_started(job, state)
-            if engine.role == "owner":
+            if engine.role == "owner" and state.spawned:
                 err.print("The site is not up: the app runs on, and the next `flightlog up` records its end.")
+            elif engine.role == "owner":
+                err.print("The site is not up: the next `flightlog up` launches it, if that is before its deadline.")
         else:
             _shown(engine, job)
         return 0
@@ -361,7 +369,7 @@ def _say_started(job: str, state: JobState) -> None:
     if where().how is Format.TABLE:
         out.print(f"[bold]{text(job)}[/] is {text(state.state.value)} as process {state.get('pid') or '-'}.")
     else:
-        lines([{"job_id": job, "state": state.state.value, "pid": state.get("pid") or None}])
+        lines([{"job_id": job, "state": state.state.value, "pid": int(state["pid"]) if state.get("pid") else None}])
 
 
 def _shown(engine: ClientEngine, job: str) -> int:

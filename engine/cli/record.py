@@ -47,16 +47,19 @@ def events(
         return (
             (type_ is None or event.type == type_)
             and (reads or type_ is not None or event.type != "ReadsObserved")
-            and (job is None or job_of(event.subject) == job)
+            and (job is None or job_of(event.subject) == job or event.type == "CallRefused")
         )
 
     with reading() as (jobs, _):
         store = jobs.store
-        if job is not None and not jobs.load(check_job_id(job)).known:
+        refused = job is not None and not jobs.load(check_job_id(job)).known
+        if refused and not any(_refusals(store, str(job))):
             raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
         end = last_position(store)
         found: Iterable[Event]
-        if job is not None:
+        if job is not None and refused:
+            found = _refusals(store, job)
+        elif job is not None:
             found = (e for e in read_job(store, job) if _order(e.position) > _order(after))
         else:
             found = read(store, after=after, upto=end)
@@ -103,12 +106,13 @@ def _print(found: Iterable[Event], live: bool) -> None:
 def why(job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]) -> int:
     """Tell a job's story in plain sentences."""
     with reading() as (jobs, _):
-        if not jobs.load(check_job_id(job)).known:
-            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+        known = jobs.load(check_job_id(job)).known
         told = [
             {"time": time, "sentence": sentence, "position": position}
-            for time, sentence, position in story(read_job(jobs.store, job))
+            for time, sentence, position in story(read_job(jobs.store, job) if known else _refusals(jobs.store, job))
         ]
+        if not told:
+            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
     how = where().how
     if how is Format.JSON:
         print_json(told)
@@ -117,6 +121,11 @@ def why(job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")
     else:
         tell_story(told)
     return 0
+
+
+def _refusals(store: Store, job: str) -> Iterable[Event]:
+    """Calls about a job that never came to be: they are on the site's record, under the id that was given."""
+    return (event for event in read(store) if event.type == "CallRefused" and event.body.get("job") == job)
 
 
 def tell_story(told: list[dict[str, str]]) -> None:

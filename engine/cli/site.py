@@ -48,7 +48,7 @@ def up(
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     pool: Annotated[str | None, typer.Option(help="own, or elsewhere: a pool run by itself.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait with --detach.")] = 30,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the site, while a command has it.")] = 30,
 ) -> int:
     """Bring the site up: engine, workers, caretaker, servers. Ctrl-C ends them; apps run on."""
     chosen = where()
@@ -61,11 +61,7 @@ def up(
     if workers is not None and workers < 1:
         raise ArgumentInvalid(f"--workers is {workers}", "give at least 1", field="--workers")
     workspace = Workspace.prepare(chosen.folder, name)
-    owner = owner_of(workspace)
-    if owner is not None:
-        raise EngineDown(
-            f"the site is up already, as process {owner['pid']} since {owner['since']}", "flightlog status"
-        )
+    _await_free(workspace, timeout)
     if detach:
         return _detached(workspace, timeout)
     stop = threading.Event()
@@ -78,7 +74,10 @@ def up(
         fabric_url=chosen.fabric_url,
         workers=5 if workers is None else workers,
         pool=pool,
+        purpose="up",
     ) as engine:
+        if engine.role != "owner":
+            raise _held(workspace)  # another was faster
         live = engine.get_all_job_ids()
         err.print(f"[bold]{text(name)}[/] is up, workspace {text(workspace.root)}.")
         if live:
@@ -94,20 +93,42 @@ def up(
     return 0
 
 
+def _await_free(workspace: Workspace, timeout: float) -> None:
+    """Wait while a command has the site; one that is up is not waited for."""
+    until = time.monotonic() + timeout
+    while (owner := owner_of(workspace)) is not None:
+        if owner["purpose"] == "up" or time.monotonic() > until:
+            raise _held(workspace)
+        time.sleep(0.1)
+
+
+def _held(workspace: Workspace) -> EngineDown:
+    owner = owner_of(workspace) or {"pid": 0, "since": "a moment ago", "purpose": "up"}
+    if owner["purpose"] == "up":
+        return EngineDown(
+            f"the site is up already, as process {owner['pid']} since {owner['since']}", "flightlog status"
+        )
+    return EngineDown(
+        f"process {owner['pid']} ({owner['purpose']}) has the site since {owner['since']}", "wait for its end"
+    )
+
+
 def _detached(workspace: Workspace, timeout: float) -> int:
     command = [sys.executable, "-P", "-m", "engine.cli", *sys.argv[1:]]
     command = [word for word in command if word not in ("--detach", "-d")]
     with (workspace.flight / "up.log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            break
-        if owner_of(workspace) is not None:
+    while time.monotonic() < until and process.poll() is None:
+        owner = owner_of(workspace)
+        if owner is not None and owner["pid"] == process.pid:
             out.print(f"{text(workspace.site)} is up as process {process.pid}. To end it: flightlog down")
             process.returncode = 0  # it outlives us on purpose
             return 0
         time.sleep(0.05)
+    if process.poll() is None:
+        process.terminate()
+        process.wait(20)
     last = (workspace.flight / "up.log").read_text(errors="replace").splitlines()[-5:]
     raise EngineDown("the site did not come up: " + " | ".join(last), f"look at {workspace.flight / 'up.log'}")
 
@@ -121,6 +142,8 @@ def down(
     if owner is None:
         out.print("The site is not up.")
         return 0
+    if owner["purpose"] != "up":
+        raise _held(workspace)
     os.kill(int(owner["pid"]), signal.SIGTERM)
     until = time.monotonic() + timeout
     while owner_of(workspace) is not None:

@@ -44,6 +44,8 @@ class Rig:
 
     def start(self, workers: int = 2, pool: str = "own", **settings: Any) -> None:
         """``flightlog up``; returns when it owns the site."""
+        if self.log.closed:
+            self.log = (self.tmp / "up.log").open("ab")
         env = {name: value for name, value in os.environ.items() if not name.startswith("FLIGHTLOG_")}
         env["FLIGHTLOG_RUNTIME_DIR"] = os.environ["FLIGHTLOG_RUNTIME_DIR"]
         env["FLIGHTLOG_FAULTS"] = str(self.faults)

@@ -50,7 +50,6 @@ def test_L8_an_abort_of_a_queued_start_with_redis_down_never_launches(rig: Rig, 
     rig.start()
     rig.deploy("job", *counting_app(runs, "sleep 1000"))
     rig.stop()
-    rig.log = (tmp_path / "up.log").open("ab")
     with rig.client(pool="elsewhere") as engine:
         rig.ask_start("job")
         until(lambda: engine.core.view.get("job"), 10)

@@ -19,7 +19,6 @@ def test_L1_an_intent_that_outlived_its_deadline_never_fires(rig: Rig, tmp_path:
     rig.start()
     rig.deploy("job", *counting_app(runs, "true"))
     rig.stop()
-    rig.log = (tmp_path / "up.log").open("ab")
     from engine.calls.start import Allotment, start
 
     with rig.client(pool="elsewhere", claim_deadline=0.5) as engine:
@@ -37,7 +36,6 @@ def test_L1_a_start_that_its_caller_withdrew_never_fires(rig: Rig, tmp_path: Pat
     rig.start()
     rig.deploy("job", *counting_app(runs, "true"))
     rig.stop()
-    rig.log = (tmp_path / "up.log").open("ab")
     with rig.client(pool="elsewhere", start_timeout=0.3) as engine, pytest.raises(NoWorker, match="withdrawn"):
         engine.start_app("job", {})
     rig.start()

@@ -46,7 +46,6 @@ def test_L2_the_fabric_dies_while_work_is_queued(rig: Rig) -> None:
     rig.ask_deploy("job", "true")
     rig.kill_server("fabric")
     rig.stop()
-    rig.log = (rig.tmp / "up.log").open("ab")
     rig.start()
     rig.in_state("job", "deployed")
     events = rig.check()

@@ -70,7 +70,6 @@ def test_L4_a_worker_that_was_stopped_until_its_twin_had_finished_changes_nothin
     rig.ask_deploy("job", "sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done")
     stopped = rig.struck("deploy-staged")
     rig.stop()
-    rig.log = (tmp_path / "up.log").open("ab")
     rig.start()
     rig.in_state("job", "deployed")
     rig.start_app("job")
