@@ -119,10 +119,10 @@ def _to_the_end(engine: ClientEngine, job_id: str, attempt: int, *, live: bool, 
     except KeyboardInterrupt:
         err.print(f"\n{text(job_id)} runs on. To end it: flightlog abort {text(job_id)}")
         return 130
-    return _ending(engine.site.jobs, engine.site.workspace, job_id, attempt, shown=shown)
+    return _ending(engine.site.jobs, engine.site.workspace, job_id, attempt)
 
 
-def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int, *, shown: bool) -> int:
+def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int) -> int:
     loaded = jobs.load(job_id)
     state = loaded.state
     code = app_code(state)
@@ -135,13 +135,13 @@ def _ending(jobs: Jobs, workspace: Workspace, job_id: str, attempt: int, *, show
         + (f", {float(state['duration']):.1f} s" if state.get("duration") else "")
     )
     if code:
-        _failure(workspace, job_id, attempt, state, code, shown=shown)
+        _failure(workspace, job_id, attempt, state, code)
     return code
 
 
-def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, code: int, *, shown: bool) -> None:
+def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, code: int) -> None:
     tail = last_lines(workspace.attempt(job_id, attempt) / "log.txt", LAST_LINES)
-    if tail and not shown:
+    if tail:
         err.print("[bold]Its last lines:[/]")
         for line in tail:
             err.print("  " + text(line))

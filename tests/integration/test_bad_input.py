@@ -57,7 +57,7 @@ def tree(root: Path) -> dict[str, tuple[int, bytes | str]]:
         here = Path(folder)
         if here == root / ".flightlog":
             folders[:] = [name for name in folders if name not in ("record", "fabric")]
-            names = [name for name in names if not name.endswith((".log", ".lock"))]
+            names = [n for n in names if not n.endswith((".log", ".lock")) and n != "caretaker.json"]
         names = [name for name in names if name != "recorded"]  # the caretaker's mark at an ended attempt
         for name in folders + names:
             path = here / name

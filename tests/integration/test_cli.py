@@ -485,8 +485,8 @@ def test_each_kind_of_trouble_has_its_exit_code_and_errors_name_code_and_fix(sit
         (("start", "codes-fail", "--resources", '{"gpu": 1}'), 4, "RESOURCES_LACKING", "resource"),
         (("show", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("start", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
-        (("why", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
-        (("events", "--job", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
+        (("why", "nobody-else"), 5, "JOB_UNKNOWN", "flightlog list"),
+        (("events", "--job", "nobody-else"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("delete", "nobody", "--dry-run"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("up",), 6, "ENGINE_DOWN", "flightlog status"),
     ):
