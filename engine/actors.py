@@ -62,10 +62,19 @@ def acting_as(actor: Actor | str, *, reason: str | None = None, call_id: str | N
         _ACTING.reset(was)
 
 
+_process: Actor | None = None
+
+
+def set_process_actor(actor: Actor) -> None:
+    """Who acts in this process where nobody says otherwise; a job's process is no person."""
+    global _process
+    _process = actor
+
+
 def current_actor() -> Actor:
     """Who acts now: as said by ``acting_as``, else the process's own user."""
     acting = _ACTING.get()
-    return acting.actor if acting else os_actor()
+    return acting.actor if acting else _process or os_actor()
 
 
 def current_reason() -> str | None:

@@ -1,7 +1,7 @@
 """What an app runs: the part of ``config/config_fed_client.json`` that the engine reads.
 
-The reference's configs have many more keys (executors, filters, components); those belong to the
-app and are left alone.
+An app names a ``command``, or ``executors``: then its process is ours (``engine.job``), and runs tasks through
+them. The reference's configs have more keys (filters, ...); those belong to the app and are left alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,29 @@ ENV_PREFIX = "FLIGHTLOG_"
 
 StartedBy = Literal["launcher", "notify"]
 
+#: How an app with executors is run; its grant comes on the descriptor that is named.
+JOB_COMMAND = ("python", "-P", "-m", "engine.job", "--grant", "3")
+
 _EXAMPLE = 'a list of strings, for instance "command": ["python", "train.py"]'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentSpec:
+    """An object that an app wants made: a class by its path, and its arguments.
+
+    Attributes:
+        where: the key that names it, for messages.
+        path: module and class, joined by a dot.
+        args: keyword arguments.
+        id: of a component.
+        tasks: of an executor.
+    """
+
+    where: str
+    path: str
+    args: dict[str, Any] = field(default_factory=dict)
+    id: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +58,16 @@ class AppConfig:
             STARTED (`notify_job_status`).
         env: variables to set, over those of the engine.
         grace: seconds between the polite signal and the kill; None: the site's own.
+        executors: who runs which tasks; empty for an app with a command of its own.
+        components: what else the job's process is to make.
     """
 
     command: tuple[str, ...]
     started_by: StartedBy = "launcher"
     env: dict[str, str] = field(default_factory=dict)
     grace: float | None = None
+    executors: tuple[ComponentSpec, ...] = ()
+    components: tuple[ComponentSpec, ...] = ()
 
 
 def parse_config(raw: bytes | None) -> AppConfig:
@@ -56,6 +82,15 @@ def parse_config(raw: bytes | None) -> AppConfig:
     if raw is None:
         raise BadConfig(f"{PATH} is missing from the app", f"add it with {_EXAMPLE}", key=None)
     config = _load(raw)
+    if "command" not in config and "executors" in config:
+        return AppConfig(
+            command=JOB_COMMAND,
+            started_by="notify",
+            env=_env(config.get("env", {})),
+            grace=_grace(config.get("grace")),
+            executors=_executors(config["executors"]),
+            components=_components(config.get("components", [])),
+        )
     return AppConfig(
         command=_command(config),
         started_by=_started_by(config.get("started_by", "launcher")),
@@ -125,6 +160,61 @@ def _command(config: dict[str, Any]) -> tuple[str, ...]:
         if not _is_text(word) or not word:
             raise _bad(f"command[{index}]", f"is {word!r}", "a string that is not empty, without NUL")
     return tuple(command)
+
+
+_EXECUTOR = 'a list like "executors": [{"tasks": ["train"], "executor": {"path": "trainer.Trainer", "args": {}}}]'
+
+
+def _executors(value: Any) -> tuple[ComponentSpec, ...]:
+    if not isinstance(value, list):
+        raise _bad("executors", f"is a {_kind(value)}", _EXECUTOR)
+    if not value:
+        raise _bad("executors", "is empty, so there is nothing to run", _EXECUTOR)
+    found: list[ComponentSpec] = []
+    known: set[str] = set()
+    for index, each in enumerate(value):
+        where = f"executors[{index}]"
+        if not isinstance(each, dict):
+            raise _bad(where, f"is a {_kind(each)}", _EXECUTOR)
+        tasks = each.get("tasks")
+        if (
+            not isinstance(tasks, list)
+            or not tasks
+            or not all(isinstance(t, str) and t and len(t) <= 200 for t in tasks)
+        ):
+            raise _bad(f"{where}.tasks", f"is {tasks!r}", "a list of the names of tasks")
+        if again := known.intersection(tasks):
+            raise _bad(f"{where}.tasks", f"names {min(again)!r} a second time", "one executor for each task")
+        known.update(tasks)
+        found.append(_spec(f"{where}.executor", each.get("executor"), tasks=tuple(tasks)))
+    return tuple(found)
+
+
+def _components(value: Any) -> tuple[ComponentSpec, ...]:
+    example = 'a list like "components": [{"id": "data", "path": "data.SiteData", "args": {}}]'
+    if not isinstance(value, list):
+        raise _bad("components", f"is a {_kind(value)}", example)
+    found: list[ComponentSpec] = []
+    for index, each in enumerate(value):
+        name = each.get("id") if isinstance(each, dict) else None
+        if not isinstance(name, str) or not name:
+            raise _bad(f"components[{index}].id", f"is {name!r}", example)
+        if any(spec.id == name for spec in found):
+            raise _bad(f"components[{index}].id", f"is {name!r} a second time", "an id of its own")
+        found.append(_spec(f"components[{index}]", each, id=name))
+    return tuple(found)
+
+
+def _spec(where: str, value: Any, **more: Any) -> ComponentSpec:
+    example = 'an object like {"path": "trainer.Trainer", "args": {}}'
+    if not isinstance(value, dict):
+        raise _bad(where, f"is a {_kind(value)}", example)
+    path, args = value.get("path"), value.get("args", {})
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
+        raise _bad(f"{where}.path", f"is {path!r}", "a module and a class, joined by a dot")
+    if not isinstance(args, dict):
+        raise _bad(f"{where}.args", f"is a {_kind(args)}", "an object of keyword arguments")
+    return ComponentSpec(where=where, path=path, args=args, **more)
 
 
 def _started_by(value: Any) -> StartedBy:

@@ -19,13 +19,18 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from engine import actors
+from engine.aux.dispatch import AuxHandler
+from engine.aux.runner import AuxRunner
 from engine.calls.abort import abort, declare_lost
 from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.notify import notify
 from engine.calls.start import Started
+from engine.cell.message import Message
+from engine.cell.protocol import Cell
 from engine.children import PoolChild
 from engine.client import Arguments, FederatedClient, LocalArguments, LocalClient
+from engine.comm import Comm
 from engine.component import FLComponent
 from engine.components import Components, kind_of
 from engine.constants import ClientStatus, EventType
@@ -48,11 +53,14 @@ from engine.errors import (
     ScopeDenied,
     SignatureBad,
 )
+from engine.federation.member import Member
 from engine.files import FileLock, write_json
 from engine.holdings import Holdings
 from engine.ids import check_site_name
+from engine.jobtalk import ClientRunInfo, JobTalk
 from engine.orders import start_ticks
 from engine.reactor import Reactor
+from engine.shareable import Shareable
 from engine.site import Site
 from engine.site_components import load_components
 from engine.starting import Starts
@@ -125,6 +133,9 @@ class ClientEngine:
         self._holdings = Holdings(self._core, self._components)
         self._starts = Starts(self._core, self._components, self._holdings, owner=self.role == "owner")
         self._reactor = Reactor(self._core, self._components, self._holdings)
+        self._comm = Comm(self._core, self._components, self._core.site.settings.federation or "server")
+        self._talk = JobTalk(self._core, self._comm)
+        self._member: Member | None = None
         self._pool: PoolChild | None = None
         self._opened = False
         self._purpose = purpose
@@ -158,7 +169,13 @@ class ClientEngine:
         name = check_site_name(site or known_site(Path(workspace).resolve()))
         known = {**load_components(Path(workspace)), **(components or {})}
         client = LocalClient(client_name=name, components=known)
-        return cls(client, LocalArguments(str(workspace)), None, workers, **options)
+        engine = cls(client, LocalArguments(str(workspace)), None, workers, **options)
+        try:
+            engine._join()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _open(self) -> None:
         site = self._core.site
@@ -178,6 +195,7 @@ class ClientEngine:
             "ticks": start_ticks(os.getpid()),
             "since": iso(time.time_ns() // 10**6),
             "purpose": self._purpose,
+            "network": site.settings.network,
         }
         write_json(site.workspace.flight / "owner.json", owner)
         self._holdings.sync(opening=True)
@@ -186,6 +204,14 @@ class ClientEngine:
         if site.settings.pool == "own":
             self._pool = PoolChild(site)
             self._pool.start()
+
+    def _join(self) -> None:
+        """Have the built-in cell; the owner takes in what comes, and joins the federation that the settings name."""
+        cell = self._comm.open_own(listen=self.role == "owner")
+        server = self._core.site.settings.federation
+        if server and self.role == "owner":
+            self._member = Member(self, cell, server)
+            self._member.start()
 
     def _sweep(self) -> None:
         """Blobs that no intent needs any more."""
@@ -384,6 +410,118 @@ class ClientEngine:
             return ERROR + str(error)
         return f"Delete run folder: {self._core.site.workspace.run(job_id)}."
 
+    # -- messages ------------------------------------------------------------------------------------
+
+    def initialize_comm(self, cell: Cell) -> None:
+        """Send and take in through this cell from now on (reference 1.2); again with another one: through that.
+
+        Raises:
+            ArgumentTypeInvalid: it is no cell.
+        """
+        self._comm.attach(cell)
+
+    def get_cell(self) -> Cell | None:
+        """The cell, or None before there is one."""
+        return self._comm.cell
+
+    @property
+    def cell(self) -> Cell | None:
+        """The cell; writing it is ``initialize_comm``, as the reference's client does."""
+        return self._comm.cell
+
+    @cell.setter
+    def cell(self, cell: Cell) -> None:
+        self._comm.attach(cell)
+
+    @property
+    def aux_runner(self) -> AuxRunner:
+        """Handlers by topic, and requests to the server."""
+        return self._comm.aux
+
+    def register_aux_message_handler(self, topic: str, message_handle_func: AuxHandler) -> None:
+        """Have ``f(topic=, request=, fl_ctx=) -> Shareable`` answer aux requests on a topic (reference 4.1).
+
+        Raises:
+            ArgumentTypeInvalid: the topic is no string, or the function cannot be called.
+            ArgumentInvalid: the topic is empty or taken, or the function None.
+        """
+        self._comm.aux.register(topic, message_handle_func)
+
+    def send_aux_request(
+        self,
+        topic: str,
+        request: Shareable,
+        timeout: float,
+        fl_ctx: FLContext,
+        optional: bool = False,
+        secure: bool = False,
+    ) -> Shareable:
+        """Send a request to the server and wait for its reply (reference 4.3).
+
+        Args:
+            topic: of the server's handler.
+            request: what is sent; its headers get the topic and our public properties.
+            timeout: seconds; 0 returns once the intent is durable.
+            fl_ctx: whose public properties the server sees.
+            optional: a failure is logged as a detail only.
+            secure: seal it, so that only the server can read it.
+
+        Returns:
+            The reply. A failure is a reply whose return code says so, never an empty success.
+        """
+        return self._comm.aux.send(topic, request, timeout, fl_ctx, optional=optional, secure=secure)
+
+    def fire_and_forget_aux_request(
+        self, topic: str, request: Shareable, fl_ctx: FLContext, optional: bool = False, secure: bool = False
+    ) -> Shareable:
+        """Send a message to the server that expects no answer; returns once the intent is durable."""
+        method = "fire_and_forget_aux_request"
+        return self._comm.aux.send(topic, request, 0.0, fl_ctx, optional=optional, secure=secure, method=method)
+
+    def send_to_job(
+        self, job_id: str, channel: str, topic: str, msg: Message, timeout: float, optional: bool = False
+    ) -> Message:
+        """Ask a job's process (reference 1.2), whatever state the live job is in.
+
+        Returns:
+            Its answer; where there is none, a message whose RETURN_CODE says why.
+
+        Raises:
+            JobIdInvalid, ArgumentInvalid: bad input.
+        """
+        return self._comm.to_job("send_to_job", job_id, channel, topic, msg, timeout, optional=optional)
+
+    def abort_task(self, job_id: str) -> str:
+        """Have a job give up its current task; the job goes on.
+
+        Returns:
+            One of the reference's strings, or ``NVFLARE_ERROR: ...`` where no process took it in.
+
+        Raises:
+            JobIdInvalid: bad input.
+        """
+        return self._talk.abort_task(job_id)
+
+    def get_current_run_info(self, job_id: str) -> ClientRunInfo:
+        """What a job does now, as its process says, else as the record does."""
+        return self._talk.run_info(job_id)
+
+    def get_errors(self, job_id: str) -> dict[str, Any] | None:
+        """What a job's process has logged as errors, or None where nobody answers."""
+        return self._talk.errors(job_id)
+
+    def reset_errors(self, job_id: str) -> None:
+        """Have a job's process forget its errors."""
+        self._talk.reset_errors(job_id)
+
+    def configure_job_log(self, job_id: str, config: str | dict[str, Any]) -> str | None:
+        """Change the logging of a job's process: a level, or a whole ``logging.config`` dictionary.
+
+        Returns:
+            None where it was done, else what kept it from being done.
+        """
+        return self._talk.configure_log(job_id, config)
+
     # -- the end -----------------------------------------------------------------------------------
 
     def shutdown(self) -> str:
@@ -445,6 +583,9 @@ class ClientEngine:
         if self._pool is not None:
             self._pool.stop()
         self._reactor.stop()
+        if self._member is not None:
+            self._member.stop()
+        self._comm.close()
         if self._opened:
             with contextlib.suppress(FlightlogError):
                 closed = EngineClosed(role=self.role, pid=os.getpid())

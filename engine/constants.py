@@ -11,7 +11,7 @@ from typing import Final
 
 
 class EventType(StrEnum):
-    """What the engine tells its components about, in the client parent (reference, appendix B).
+    """What the engine tells its components about, in the client parent (reference, appendix B) and in a job.
 
     A component may fire events of its own: any other string is an event type too.
     """
@@ -31,6 +31,11 @@ class EventType(StrEnum):
     BEFORE_JOB_LAUNCH = "_before_job_launch"
     AFTER_JOB_LAUNCH = "_after_job_launch"
     JOB_COMPLETED = "_job_completed"
+
+    START_RUN = "_start_run"
+    END_RUN = "_end_run"
+    BEFORE_TASK_EXECUTION = "_before_task_execution"
+    AFTER_TASK_EXECUTION = "_after_task_execution"
 
     TASK_ASSIGNMENT_SENT = "_task_assignment_sent"
     TASK_RESULT_RECEIVED = "_task_result_received"

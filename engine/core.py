@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.actors import current_actor, current_call_id
+from engine.cell.outcomes import Outcomes
 from engine.decide import Accepted, Command, Decision, Refused, Repeated, decide
 from engine.errors import EngineDown
 from engine.fold import JobState
@@ -41,7 +42,8 @@ class Core:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.view = View(site.jobs, site.follower_store())
+        self.outcomes = Outcomes()
+        self.view = View(site.jobs, site.follower_store(), also=self.outcomes.take)
         self.observed = Observed(site.jobs)
         self.closed = False
         self._refusals: dict[str, deque[float]] = {}
@@ -118,7 +120,7 @@ class Core:
             state=state.state.value if state is not None and known else None,
             revision=revision if known else None,
         )
-        if self._too_many(call.actor.id):
+        if self.too_many(call.actor.id):
             self.observed.saw(method, call.actor, f"refused:{error.code}")
             return error
         try:
@@ -129,7 +131,8 @@ class Core:
             self.observed.saw(method, call.actor, f"refused:{error.code}")
         return error
 
-    def _too_many(self, actor: str) -> bool:
+    def too_many(self, actor: str) -> bool:
+        """Whether an actor is refused more often than is recorded one by one."""
         now = time.monotonic()
         with self._lock:
             recent = self._refusals.setdefault(actor, deque())

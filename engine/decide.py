@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from engine.fold import DRIFT_KEYS, JobState
 from engine.lifecycle import REPEAT, State, compiled_commands
-from events.bodies.app import AppStarted, AppStopping, StartRequested
+from events.bodies.app import AppStarted, AppStopping, Network, StartRequested
 from events.bodies.base import Body
 from events.bodies.job import AbortRequested, CallRepeated, DeleteRequested, DeployRequested, Origin
 
@@ -48,6 +48,7 @@ class Start(Command):
     resource_token_digest: str | None = None
     manager: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    network: Network = "open"
     reason: str | None = None
     deadline: float
     attempts: int
@@ -60,6 +61,7 @@ class Start(Command):
             resource_token_digest=self.resource_token_digest,
             manager=self.manager,
             environment=dict(self.environment),
+            network=self.network,
             reason=self.reason,
             deadline=self.deadline,
             attempts=self.attempts,

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from engine.jobs import Jobs
 from engine.overview import caretaker_seen
 from engine.replay import differing
 from engine.server import Servers
+from engine.settings import settings
 from engine.workspace import Workspace, known_site
 from events.errors import FlightlogError
 from events.safety import check_server
@@ -42,7 +44,7 @@ class Finding:
 
 def examine(folder: Path, record_url: str = "", fabric_url: str = "") -> Iterator[Finding]:
     """Look at everything; each finding says what to do where it is not well."""
-    for look in (python, names, isolation, limits):
+    for look in (python, names, isolation, network, limits):
         yield from look()
     if not known_site(folder.resolve()):
         yield Finding("workspace", "warn", f"no site lives in {folder}", f"flightlog up --site NAME -w {folder}")
@@ -92,6 +94,22 @@ def isolation() -> Iterator[Finding]:
         "warn" if root else "ok",
         "root" if root else f"uid {os.getuid()}",
         "run the site as a user of its own: apps run as the same user and can do all that it can",
+    )
+
+
+def network() -> Iterator[Finding]:
+    """Whether an app can be taken off the network, tried by the keeper's own way in a process of its own."""
+    keeper = Path(__file__).resolve().parent.parent / "workers" / "keeper.py"
+    tried = subprocess.run(
+        [sys.executable, "-I", "-S", str(keeper), "--probe-network"], capture_output=True, text=True, check=False
+    )
+    needed = settings().network == "none"
+    yield Finding(
+        "apps without a network",
+        "ok" if tried.returncode == 0 else "fail" if needed else "warn",
+        "possible" if tried.returncode == 0 else (tried.stdout or tried.stderr).strip()[-500:],
+        f"run the site as root, or raise the limit that is named; until then {'no app' if needed else 'no such app'} "
+        "starts here",
     )
 
 

@@ -265,6 +265,17 @@ class LaunchFailedError(FlightlogError, RuntimeError):
     code, http, retry = "LAUNCH_FAILED", 500, "see record"
 
 
+class NetworkIsolationUnavailable(FlightlogError, RuntimeError):
+    """The app was to run without a network, and this host does not allow that. It did not run.
+
+    The message has the system's words and the limits that it has set. An app needs a network namespace
+    of its own: run the site as root, or allow user namespaces (``sysctl kernel.unprivileged_userns_clone``,
+    ``user.max_user_namespaces``; in a container, its seccomp profile). ``flightlog doctor`` tries it.
+    """
+
+    code, http, retry = "NETWORK_ISOLATION_UNAVAILABLE", 501, "no"
+
+
 class CallTimeout(FlightlogError, RuntimeError):
     """The outcome is not known yet.
 
@@ -273,6 +284,25 @@ class CallTimeout(FlightlogError, RuntimeError):
     """
 
     code, http, retry = "CALL_TIMEOUT", 504, "see record"
+
+
+class PayloadTooLarge(FlightlogError, ValueError):
+    """A message has more bytes than one may have.
+
+    Send less, stream it, or raise ``FLIGHTLOG_PAYLOAD_MAX`` on both sides.
+    """
+
+    code, http, retry = "PAYLOAD_TOO_LARGE", 413, "no"
+
+
+class CellMissing(FlightlogError, RuntimeError):
+    """The engine has no cell, so nothing can be sent.
+
+    Give it one: ``engine.initialize_comm(cell)``; an engine made by ``ClientEngine.open``
+    has one from the start.
+    """
+
+    code, http, retry = "CELL_MISSING", 503, "yes"
 
 
 class SiteUnknown(FlightlogError):
@@ -301,6 +331,38 @@ class NotAuthorised(FlightlogError):
     """
 
     code, http, retry = "NOT_AUTHORISED", 403, "no"
+
+
+class PayloadInvalid(FlightlogError, ValueError):
+    """A value cannot be sent, or what was received is not what a peer sends.
+
+    The message names the place of the value. What can be sent: None, bool, int, float, str, bytes,
+    lists, tuples, dicts, ``Shareable``, and numpy's arrays and scalars of numbers and fixed-width text.
+    What was received and cannot be read was damaged, or comes from another version: send it again.
+    """
+
+    code, http, retry = "PAYLOAD_INVALID", 422, "no"
+
+
+class KeyUnknown(FlightlogError):
+    """No public key of that peer is on this site.
+
+    Let the peer's operator run ``flightlog keys show``, compare the fingerprint by telephone, say,
+    and take it in: ``flightlog keys trust FILE``.
+    """
+
+    code, http, retry = "KEY_UNKNOWN", 403, "no"
+
+
+class SealBroken(FlightlogError):
+    """A sealed message does not verify.
+
+    It was altered or cut on its way, is sealed for somebody else, or its sender has other keys than
+    the ones that are trusted here. Nothing of it was read. Compare the fingerprint with the one that
+    ``flightlog keys show`` prints at the sender's; if it has new keys: ``flightlog keys trust FILE --replace``.
+    """
+
+    code, http, retry = "SEAL_BROKEN", 403, "no"
 
 
 def all_errors(root: type[FlightlogError] = FlightlogError) -> Iterator[type[FlightlogError]]:

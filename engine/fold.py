@@ -179,12 +179,16 @@ def _start_requested(state: JobState, fact: Fact) -> dict[str, str]:
         "resources": json.dumps(body["resources"], sort_keys=True),
         "manager": body["manager"] or "",
         "spawned": "",
+        "run_key": "",
+        "task": "",
+        "task_since": "",
         "furthest": "starting",
         "abort_origin": "",
         "pid": "",
         "keeper_pid": "",
         "start_ticks": "",
         "host": "",
+        "network": "",
         "exit_code": "",
         "signal": "",
         "outcome": "",
@@ -209,6 +213,8 @@ def _spawned(state: JobState, fact: Fact) -> dict[str, str]:
         "keeper_pid": str(body["keeper_pid"]),
         "start_ticks": str(body["start_ticks"]),
         "host": body["host"],
+        "network": body["network"],
+        "run_key": body.get("run_key") or "",
     }
     if state.get("state") == State.STARTING:
         change["waiting_for"] = "the app to say that it has started"
@@ -322,11 +328,22 @@ COUNTERS = {
     "AbortSignalled": "abort_signals",
     "AppAdopted": "adoptions",
     "LateExit": "late_exits",
+    "AuxRequested": "messages_out",
+    "AuxFailed": "messages_failed",
+    "AuxOutcomeUnknown": "messages_unknown",
+    "AuxReceived": "messages_in",
+    "TaskReceived": "tasks",
+    "TaskDone": "tasks_done",
 }
 #: Notes whose last writer wins, by nature: event -> the field it sets and how.
-LAST_WRITER: dict[str, Callable[[Mapping[str, Any]], dict[str, str]]] = {
-    "OutputClosed": lambda body: {"output_bytes": str(body["bytes"]), "output_sha256": body["sha256"]},
-    "JobSettled": lambda body: {"settled": str(body["attempt"])},
+LAST_WRITER: dict[str, Callable[[Fact], dict[str, str]]] = {
+    "OutputClosed": lambda fact: {
+        "output_bytes": str(fact.body["bytes"]),
+        "output_sha256": fact.body["sha256"],
+    },
+    "JobSettled": lambda fact: {"settled": str(fact.body["attempt"])},
+    "TaskReceived": lambda fact: {"task": fact.body["task"], "task_since": fact.ms},
+    "TaskDone": lambda fact: {"task": "", "task_since": "", "last_task": f"{fact.body['task']} {fact.body['code']}"},
 }
 
 
@@ -344,11 +361,11 @@ def changes(state: JobState, fact: Fact) -> dict[str, str]:
     kind = fact.type
     row = TABLE.get(kind)
     if row is None:
-        if kind in COUNTERS:
-            field = COUNTERS[kind]
-            return {field: str(int(state.get(field) or 0) + 1)}
         rule = LAST_WRITER.get(kind)
-        return rule(fact.body) if rule else {}
+        change = rule(fact) if rule else {}
+        if kind in COUNTERS:
+            change[COUNTERS[kind]] = str(int(state.get(COUNTERS[kind]) or 0) + 1)
+        return change
     here = state.get("state", "new")
     there = row.get(here)
     if there is None:
@@ -377,8 +394,15 @@ def apply(state: JobState, fact: Fact) -> JobState:
     return after
 
 
-def work_id(kind: str, job_id: str, state: Mapping[str, str]) -> str:
-    """The id of a job's work, from its state after the event: letters, digits, ``-`` and ``_``."""
+def work_id(kind: str, job_id: str, state: Mapping[str, str], body: Mapping[str, Any] | None = None) -> str:
+    """The id of a job's work, from its state after the event: letters, digits, ``-`` and ``_``.
+
+    A message's has the message's own id, and a settlement's the attempt that its event names.
+    """
+    if kind == "aux":
+        return f"aux_{body['id'] if body else ''}"
+    if kind == "settle" and body and "attempt" in body:
+        return f"settle_{job_id}_{body['attempt']}"
     number = {"deploy": "deploys", "delete": "deletes"}.get(kind, "attempt")
     return f"{kind}_{job_id}_{state.get(number) or 0}"
 

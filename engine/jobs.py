@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from engine.fold import Illegal, JobState
 from engine.projection import Conditions, facts_to_be, note_ops, project
@@ -55,6 +55,15 @@ class Recorded:
     def position(self) -> str:
         """Position of the first event."""
         return self.appended.positions[0]
+
+
+class Note(NamedTuple):
+    """A note, the job that it is about ("": the site), and what it follows from."""
+
+    body: Body
+    job: str = ""
+    cause: str = ""
+    correlation: str = ""
 
 
 class Jobs:
@@ -160,9 +169,19 @@ class Jobs:
     def note(self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None) -> Appended:
         """Record notes about a job, or about the site; they never transition."""
         subject = job_subject(job_id) if job_id else SITE
-        if job_id:
-            ops = note_ops(job_id, bodies, ops)
+        ops = note_ops(call, job_id, bodies, ops)
         return self.log.append(call, [NewEvent(subject, body) for body in bodies], ops)
+
+    def note_all(self, call: Call, notes: Sequence[Note]) -> Appended:
+        """Record notes about several jobs, or the site, in one append: all of them, or none."""
+        ops = Ops()
+        for index, note in enumerate(notes):
+            note_ops(call, note.job, [note.body], ops, index)
+        events = [
+            NewEvent(job_subject(n.job) if n.job else SITE, n.body, n.cause or None, n.correlation or None)
+            for n in notes
+        ]
+        return self.log.append(call, events, ops)
 
     # -- queries ---------------------------------------------------------------------------
 

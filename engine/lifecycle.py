@@ -143,6 +143,11 @@ WORK: dict[str, str] = {
     "DeleteSucceeded": "-delete",
     "DeleteAbandoned": "-delete",
     "JobSettled": "-settle",
+    "AuxRequested": "+aux",
+    "AuxSent": "-aux",
+    "AuxReplied": "-aux",
+    "AuxFailed": "-aux",
+    "AuxOutcomeUnknown": "-aux",
 }
 
 #: Who brings each kind of work to its end, and what happens where nobody does.
@@ -153,6 +158,7 @@ EXECUTORS = {
     "abort": ("the caretaker", "waits, visibly"),
     "delete": ("the caretaker", "is given up after its attempts"),
     "settle": ("the reactor", "waits, visibly"),
+    "aux": ("an io worker and the collector", "fails at its deadline, or after its attempts"),
 }
 
 CLIENT_STATUS: dict[State, str] = {

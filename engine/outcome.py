@@ -56,7 +56,9 @@ def spawn_bodies(state: JobState, attempt: int, identity: Mapping[str, Any], spe
             started_by=spec["started_by"],
             started_within=spec["started_within"] if spec["started_by"] == "notify" else None,
             isolation="none",
-            network="open",
+            # It had just that: an app that cannot be taken off the network is not run. Older specs do not say.
+            network=spec.get("network", "open"),
+            run_key=spec.get("run_key"),
         )
     ]
     if spec["started_by"] == "launcher" and state.state in (State.STARTING, State.ABORTING):

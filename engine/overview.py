@@ -22,7 +22,7 @@ CARETAKER_LATE = 30.0  # seconds
 
 
 def owner_of(workspace: Workspace) -> dict[str, Any] | None:
-    """The engine that owns the site now: pid, start ticks, since, purpose; None where nobody does.
+    """The engine that owns the site now: pid, start ticks, since, purpose, network; None where nobody does.
 
     One that has not said yet who it is, or whose word is gone, has the pid 0.
     """

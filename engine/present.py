@@ -48,6 +48,7 @@ def job(job_id: str, loaded: Loaded, workspace: Workspace | None = None) -> dict
         "waiting_for": waiting_for(state, workspace),
         "deadline": _time(state, "deadline"),
         "host": state.get("host") or None,
+        "network": state.get("network") or None,
         "pid": _number(state, "pid") if state.live else None,
         "started": _time(state, "started_at"),
         "ended": _time(state, "ended_at"),

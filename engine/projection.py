@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, JobState, changes, later, work_id
 from engine.lifecycle import WORK
@@ -65,10 +65,10 @@ def project(
         change = changes(after, fact)
         news = {name: value for name, value in change.items() if value != after.get(name)}
         after.update(change)
-        if fact.type in COUNTERS:
-            ops.add(f"job:{job_id}", COUNTERS[fact.type])
-        else:
-            changed.update(news)
+        if counter := COUNTERS.get(fact.type):
+            ops.add(f"job:{job_id}", counter)
+            news.pop(counter, None)
+        changed.update(news)
         _work(job_id, after, fact, conditions or {}, ops)
     ops.set(f"job:{job_id}", changed)
     now = after.get("state", "new")
@@ -83,50 +83,71 @@ def project(
 def _work(job_id: str, after: JobState, fact: Fact, conditions: Conditions, ops: Ops) -> None:
     for effect in WORK.get(fact.type, "").split():
         kind = effect[1:]
-        name = work_id(kind, job_id, after)
+        name = work_id(kind, job_id, after, fact.body)
         if effect[0] == "-":
-            how, token = conditions.get(kind, ("any", ""))
+            how, token = conditions.get(kind, ("open" if kind == "aux" else "any", ""))
             ops.close(name, how, token)
-        else:
-            ops.open(name, *opened(kind, job_id, after, fact))
+            continue
+        ops.open(name, *opened(kind, job_id, after, fact))
+        if kind == "aux" and fact.body["transport"] == "lane":
+            ops.push(lane_of(fact.body), fact.body["id"])
 
 
-def opened(kind: str, job_id: str, after: JobState, fact: Fact) -> tuple[str, dict[str, str]]:
+def lane_of(body: Mapping[str, Any]) -> str:
+    """The lane of a message: one per kind of work and target."""
+    return f"aux:{body['target']}"
+
+
+def opened(kind: str, job_id: str, after: Mapping[str, str], fact: Fact) -> tuple[str, dict[str, str]]:
     """Deadline and fields of work that an event opens."""
-    deadline = later(fact.ms, fact.body["deadline"]) if "deadline" in fact.body else FOREVER
+    body = fact.body
+    deadline = later(fact.ms, body["deadline"]) if "deadline" in body else FOREVER
     fields = {
         "kind": kind,
         "job": job_id,
-        "number": name_number(kind, after),
+        "number": work_id(kind, "", after, body).rpartition("_")[2],
         "position": fact.position,
         "opened": fact.ms,
         "correlation": fact.correlation,
-        "max": str(fact.body.get("attempts", 0)),
+        "max": str(body.get("attempts", 0)),
     }
+    if kind == "aux":
+        fields |= {
+            "target": body["target"],
+            "transport": body["transport"],
+            "reply": "1" if body["reply"] else "0",
+            "reply_key": body["reply_key"],
+        }
     return deadline, fields
 
 
-def name_number(kind: str, state: Mapping[str, str]) -> str:
-    """The number in a work's id."""
-    return work_id(kind, "", state).rpartition("_")[2]
-
-
-def note_ops(job_id: str, bodies: Sequence[Body], ops: Ops | None = None) -> Ops:
+def note_ops(call: Call, job_id: str | None, bodies: Sequence[Body], ops: Ops | None = None, first: int = 0) -> Ops:
     """What notes change, without looking at the state: they add, or are last-writer by nature.
+
+    Args:
+        call: which they are of.
+        job_id: the job that they are about; None: the site.
+        bodies: in order.
+        ops: operations to add to.
+        first: which event of the append the first of them is.
 
     Raises:
         ValueError: a body is no note.
     """
     ops = ops or Ops()
-    for body in bodies:
-        name = body.name()
-        if name in TABLE:
-            raise ValueError(f"{name} is no note: it needs an expected revision")
-        if name in COUNTERS:
-            ops.add(f"job:{job_id}", COUNTERS[name])
-        elif name in LAST_WRITER:
-            ops.set(f"job:{job_id}", LAST_WRITER[name](json.loads(body.model_dump_json())))
-        for effect in WORK.get(name, "").split():
-            number = body.model_dump().get("attempt")
-            ops.close(f"{effect[1:]}_{job_id}_{number}", "any")
+    if not any(body.name() in _LEAVES_A_TRACE for body in bodies):
+        return ops
+    nothing = JobState()
+    for fact in facts_to_be(call, bodies, first):
+        if fact.type in TABLE:
+            raise ValueError(f"{fact.type} is no note: it needs an expected revision")
+        if job_id and fact.type in COUNTERS:
+            ops.add(f"job:{job_id}", COUNTERS[fact.type])
+        if job_id and fact.type in LAST_WRITER:
+            ops.set(f"job:{job_id}", LAST_WRITER[fact.type](fact))
+        _work(job_id or "", nothing, fact, {}, ops)
     return ops
+
+
+#: Event types for which something is to be done beside the append.
+_LEAVES_A_TRACE = frozenset((*TABLE, *COUNTERS, *LAST_WRITER, *WORK))

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, Illegal, JobState, changes, work_id
 from engine.lifecycle import WORK
-from engine.projection import opened
+from engine.projection import lane_of, opened
 from events.append import REMEMBERED
 from events.envelope import Event
 from events.errors import RecordDamaged
@@ -16,7 +16,7 @@ from events.store import Store
 from events.subjects import job_of
 
 _OPENS = frozenset(event for event, effects in WORK.items() if "+" in effects)
-_WORKS = frozenset(WORK) | {"WorkClaimed"}
+_WORKS = frozenset(WORK) | {"WorkClaimed", "SendStarted"}
 #: Event types that leave a trace in a projection or in open work.
 _MATTERS = frozenset(TABLE) | frozenset(COUNTERS) | frozenset(LAST_WRITER) | _WORKS
 
@@ -34,11 +34,12 @@ class Works:
         if fact.type == "WorkClaimed":
             self._claimed(fact)
             return
+        if fact.type == "SendStarted":
+            self._sending(fact)
+            return
         for effect in WORK.get(fact.type, "").split():
             kind = effect[1:]
-            name = work_id(kind, job_id, after)
-            if fact.type == "JobSettled":
-                name = f"{kind}_{job_id}_{fact.body['attempt']}"
+            name = work_id(kind, job_id, after, fact.body)
             if effect[0] == "-":
                 closed = self.open.pop(name, None)
                 if closed is not None and recent:
@@ -62,6 +63,19 @@ class Works:
             "claimed_by": fact.body["worker"],
             "until": str(fact.body["until"]),
         }
+
+    def _sending(self, fact: Fact) -> None:
+        for message in fact.body["ids"]:
+            work = self.open.get(f"aux_{message}")
+            if work is not None:
+                work["attempts"] = str(int(work.get("attempts", "0")) + 1)
+                work |= {"token": fact.body["token"], "claimed_by": fact.body["worker"], "until": "0"}
+
+    def lanes(self) -> Iterable[tuple[str, str, bool]]:
+        """(lane, message, its send has begun) of every message that waits, in order."""
+        for name, work in self.open.items():
+            if work["kind"] == "aux" and work["transport"] == "lane":
+                yield lane_of(work), name.removeprefix("aux_"), "token" in work
 
 
 class JobProjector:
@@ -87,14 +101,16 @@ class JobProjector:
         if kind in TABLE:
             self.revisions[event.subject] = self.revisions.get(event.subject, 0) + 1
         job = job_of(event.subject)
-        if not recent and (job is None or kind not in _MATTERS):
+        if not recent and kind not in (_WORKS if job is None else _MATTERS):
             return
         rest = event.rest()
         remembered = recent or kind in _OPENS
         name = f"call:{rest['call']}:{rest['step']}" if remembered else ""
+        fact = Fact(kind, ms, event.position, rest["actor"], rest["correlation"], rest["body"])
         if job is not None:
-            fact = Fact(kind, ms, event.position, rest["actor"], rest["correlation"], rest["body"])
             self._fold(job, fact, name, recent)
+        elif kind in _WORKS:
+            self.works.apply("", JobState(), fact, name, recent=recent)
         if remembered:
             call = self.calls.setdefault(name, (rest["arguments"] or "-", [], {}))
             call[1].append(event.position)
@@ -133,6 +149,12 @@ class JobProjector:
             fields = {key: value for key, value in work.items() if key != "deadline"}
             yield ("HSET", self.keys.work(name), *_flat(fields))
             yield ("ZADD", self.keys.open, work["deadline"], name)
+        for lane, message, begun in self.works.lanes():
+            yield ("SADD", self.keys.lanes, lane)
+            if begun:
+                yield ("SADD", self.keys.flying(lane), message)
+            else:
+                yield ("RPUSH", self.keys.outbox(lane), message)
         for name, (digest, positions, heads) in self.calls.items():
             ms, _, seq = positions[0].partition("-")
             told = " ".join(f"{subject} {version} {revision}" for subject, (version, revision) in heads.items())

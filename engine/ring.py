@@ -5,6 +5,7 @@ A bell may be lost or rung twice without harm: the reconciler rings again, and a
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 
 import redis
@@ -18,6 +19,8 @@ from events.errors import LogUnavailable
 
 #: kind of work -> path of the RQ task. The engine never imports it.
 TASKS = {"deploy": "workers.tasks.deploy", "launch": "workers.tasks.launch"}
+#: The task that drains a lane.
+LANE_TASK = "workers.tasks.aux"
 assert set(TASKS) <= set(EXECUTORS)  # noqa: S101 - checked once, at import
 
 
@@ -26,9 +29,9 @@ def fabric_client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 1))
 
 
-def queue_name(site: str) -> str:
-    """The queue of deploys and launches."""
-    return f"{site}-work"
+def queue_name(site: str, kind: str = "work") -> str:
+    """A site's queue: ``work`` for deploys and launches, ``io`` for messages."""
+    return f"{site}-{kind}"
 
 
 class Bells:
@@ -43,20 +46,36 @@ class Bells:
     def __init__(self, url: str, site: str, timeout: int) -> None:
         self.client = fabric_client(url)
         self.queue = Queue(queue_name(site), connection=self.client, serializer=JSONSerializer)
+        self.io = Queue(queue_name(site, "io"), connection=self.client, serializer=JSONSerializer)
         self.timeout = timeout
 
     def ring(self, kind: str, work_id: str) -> None:
         """Tell the workers that this work is open; raises ``LogUnavailable`` where the fabric is away."""
+        self._enqueue(self.queue, TASKS[kind], work_id, work_id)
+
+    def ring_lane(self, lane: str) -> None:
+        """Tell the workers that a lane has something to send; raises ``LogUnavailable`` as above."""
+        name = hashlib.sha256(lane.encode()).hexdigest()[:16]  # RQ's ids take no dots
+        self._enqueue(self.io, LANE_TASK, lane, f"lane_{name}")
+
+    def _enqueue(self, queue: Queue, task: str, argument: str, name: str) -> None:
         try:
-            self.queue.enqueue_call(
-                func=TASKS[kind],
-                args=[work_id],
-                job_id=f"{work_id}-{secrets.token_hex(4)}",
+            queue.enqueue_call(
+                func=task,
+                args=[argument],
+                job_id=f"{name}-{secrets.token_hex(4)}",
                 timeout=self.timeout,
                 result_ttl=0,
                 failure_ttl=600,
-                description=work_id,
+                description=argument,
             )
+        except redis.RedisError as error:
+            raise LogUnavailable(f"the fabric server does not answer ({error})", "flightlog up") from error
+
+    def others_wait(self) -> bool:
+        """Whether another lane's bell waits to be heard."""
+        try:
+            return bool(self.client.llen(self.io.key))
         except redis.RedisError as error:
             raise LogUnavailable(f"the fabric server does not answer ({error})", "flightlog up") from error
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
 from engine.errors import ArgumentInvalid
+from events.bodies.app import Network
 
 
 class Settings(BaseSettings):
@@ -30,6 +31,9 @@ class Settings(BaseSettings):
     start_timeout: float = Field(default=15, gt=0, description="how long start_app waits (the server waits 20)")
     abort_timeout: float = Field(default=1.5, ge=0, description="how long abort_app waits (the server waits 2)")
     delete_timeout: float = Field(default=8, gt=0, description="how long delete_run waits")
+    network: Network = Field(
+        default="open", description="of apps; none: nothing but a loopback of its own. A start can only tighten it"
+    )
     grace: float = Field(default=10, ge=0, description="between the polite signal and the kill")
     lease: float = Field(default=15, gt=0, description="a claim that is not renewed lapses after this")
     claim_deadline: float = Field(default=60, gt=0, description="work that nobody claims expires after this")
@@ -43,6 +47,21 @@ class Settings(BaseSettings):
     worker_ttl: int = Field(default=20, ge=16, description="a worker's heartbeat; RQ waits 15 less for a job")
     task_timeout: int = Field(default=120, gt=0, description="one task, before RQ ends it")
     attempts: int = Field(default=3, ge=1, description="claims of one piece of work")
+    cell_wait: float = Field(default=5, ge=0, description="how long a send waits for the engine to get its cell")
+    job_query_timeout: float = Field(default=5, gt=0, description="how long a question to a job's process waits")
+    forget_deadline: float = Field(
+        default=60, gt=0, description="a message that expects no answer is to be in its inbox within this"
+    )
+    payload_max: int = Field(default=16 * 2**20, gt=0, description="bytes of one message")
+    inbox_max: int = Field(
+        default=10_000, gt=0, description="messages that wait in one inbox; further ones are refused"
+    )
+    lane_lease: float = Field(default=5, gt=0, description="a worker that stalls over a lane loses it after this")
+    lane_turn: float = Field(default=0.05, gt=0, description="a lane makes way for the others after this")
+    lane_linger: float = Field(
+        default=0.003, ge=0, description="an empty lane is watched this long before it is left"
+    )
+    federation: str = Field(default="", description="address of the server to join; empty: the site is by itself")
     zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")
     zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")
     zip_ratio: int = Field(default=200, gt=0, description="unpacked bytes per packed byte")

@@ -29,9 +29,11 @@ class View:
     Args:
         jobs: for loading a state that was not seen from its start.
         store: with a connection of its own, for following.
+        also: told of every event that is seen.
     """
 
-    def __init__(self, jobs: Jobs, store: Store) -> None:
+    def __init__(self, jobs: Jobs, store: Store, also: Callable[[Event], None] | None = None) -> None:
+        self._also = also
         self._jobs = jobs
         self._store = store
         self._states: dict[str, tuple[JobState, int]] = {}
@@ -118,6 +120,8 @@ class View:
         for batch in follow(self._store, self.position, self._stop, on_loss=lost):
             for event in batch:
                 self.away = False
+                if self._also is not None:
+                    self._also(event)
                 try:
                     self._take(event)
                 except LogUnavailable:

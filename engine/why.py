@@ -75,7 +75,8 @@ def _expired(what: str) -> Said:
 
 def _start(body: Mapping[str, Any], who: str) -> str:
     given = f" with {body['resources']}" if body["resources"] else ""
-    return f"{who} asked to start it{given} (attempt {body['attempt']}).{_because(body)}"
+    network = ", without a network" if body.get("network") == "none" else ""
+    return f"{who} asked to start it{given}{network} (attempt {body['attempt']}).{_because(body)}"
 
 
 def _spawned(body: Mapping[str, Any], who: str) -> str:

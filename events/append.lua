@@ -10,8 +10,12 @@
 --         Z key score member   put into a sorted set         R key member        take out of it
 --         O work score k f v.. open work                     C work how token    close work; how = any, open, unclaimed, lapsed, token
 --         K work token worker until_in_ms max                claim work, or hold on to it
+--         P lane id                push an id into a lane's outbox
+--         T lane token count       take the first ids out of it, if the lane is the token's
+--         M lane id token worker   a send of message id (work aux_<id>) begins, where that is still open
 --       A value or score may be \1m<i>[+<ms>] or \1p<i>: milliseconds or position of event i; \1= marks text.
--- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject}
+-- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject, then RING where
+--           a push found its lane without an owner, and nobody has rung for it within a second}
 --          {REPEAT, first answer}   {REUSED}   {CONFLICT, revision}   {REBUILD, why}   {EPOCH, current}
 --          {DAMAGED, key}   {CLOSED, work}   {CLAIMED, work, until}   {FENCED, work}   {EXHAUSTED, work}   {EXPIRED, work}
 -- Everything is checked first; then there are only writes that cannot fail, since Lua does not roll back.
@@ -127,6 +131,21 @@ while at <= #ARGV do
     if not usable('ZCARD', key) then return {'DAMAGED', key} end
     ops[#ops + 1] = at
     at = at + (op == 'Z' and 4 or 3)
+  elseif op == 'P' or op == 'T' then
+    local out, lane = prefix .. 'out:' .. ARGV[at + 1], prefix .. 'lane:' .. ARGV[at + 1]
+    if not usable('LLEN', out) then return {'DAMAGED', out} end
+    if not usable('HLEN', lane) then return {'DAMAGED', lane} end
+    if not usable('SCARD', prefix .. 'lanes') then return {'DAMAGED', prefix .. 'lanes'} end
+    if op == 'T' and call('HGET', lane, 'token') ~= ARGV[at + 2] then return {'FENCED', ARGV[at + 1]} end
+    ops[#ops + 1] = at
+    at = at + (op == 'P' and 3 or 4)
+  elseif op == 'M' then
+    local work, fly = prefix .. 'work:aux_' .. ARGV[at + 2], prefix .. 'fly:' .. ARGV[at + 1]
+    local attempts = look('HGET', work, 'attempts')
+    if attempts == nil or (attempts and not string.match(attempts, '^%d+$')) then return {'DAMAGED', work} end
+    if not usable('SCARD', fly) then return {'DAMAGED', fly} end
+    ops[#ops + 1] = at
+    at = at + 5
   else
     local work = prefix .. 'work:' .. ARGV[at + 1]
     local is = look('HMGET', work, 'token', 'until', 'attempts', 'kind')
@@ -198,6 +217,7 @@ for _, name in ipairs(order) do
   answer[#answer + 1] = number(s.revision)
 end
 
+local ring = false
 local opened_here = {} -- work that this append opens and that is open at its end
 local before_ops = open_count
 for _, o in ipairs(ops) do
@@ -235,6 +255,25 @@ for _, o in ipairs(ops) do
       if of then call('EXPIRE', prefix .. of, 600) end
       call('DEL', work)
     end
+  elseif op == 'P' then
+    local lane = prefix .. 'lane:' .. name
+    call('RPUSH', prefix .. 'out:' .. name, ARGV[o + 2])
+    call('SADD', prefix .. 'lanes', name)
+    local is = call('HMGET', lane, 'token', 'until', 'rung')
+    local held = is[1] and (tonumber(is[2]) or 0) > now
+    if not held and (tonumber(is[3] or '0') or 0) < now - 1000 then
+      call('HSET', lane, 'rung', number(now))
+      ring = true
+    end
+  elseif op == 'T' then
+    call('LTRIM', prefix .. 'out:' .. name, ARGV[o + 3], -1)
+  elseif op == 'M' then
+    local work = prefix .. 'work:aux_' .. ARGV[o + 2]
+    if call('ZSCORE', open_key, 'aux_' .. ARGV[o + 2]) then
+      call('HSET', work, 'token', ARGV[o + 3], 'claimed_by', ARGV[o + 4], 'until', '0')
+      call('HINCRBY', work, 'attempts', 1)
+      call('SADD', prefix .. 'fly:' .. name, ARGV[o + 2])
+    end
   elseif op == 'K' then
     local work = prefix .. 'work:' .. name
     if call('HGET', work, 'token') ~= ARGV[o + 2] then call('HINCRBY', work, 'attempts', 1) end
@@ -257,4 +296,5 @@ if dedupe ~= '' then
     call('SET', dedupe_key, known, 'EX', life > 0 and life or 600)
   end
 end
+if ring then answer[#answer + 1] = 'RING' end
 return answer

@@ -66,13 +66,30 @@ class Ops:
         self.args += ["K", work, token, worker, until, attempts]
         return self
 
+    def push(self, lane: str, message: str) -> Ops:
+        """Put a message's id at the end of a lane's outbox."""
+        self.args += ["P", lane, message]
+        return self
+
+    def take(self, lane: str, token: str, count: int) -> Ops:
+        """Take the first ids out of a lane's outbox; refused (``FENCED``) where the lane is not the token's."""
+        self.args += ["T", lane, token, count]
+        return self
+
+    def sending(self, lane: str, message: str, token: str, worker: str) -> Ops:
+        """A send of a message begins; nothing happens where its work is closed."""
+        self.args += ["M", lane, message, token, worker]
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """A body and what it is about."""
+    """A body and what it is about; cause and correlation where they are not the call's."""
 
     subject: str
     body: Body
+    cause: str | None = None
+    correlation: str | None = None
 
 
 class WorkRefused(Fenced):
@@ -101,12 +118,14 @@ class Appended:
     """The answer to an append.
 
     ``positions`` are those of the events in order, ``heads`` gives version and revision of each
-    subject after them. ``repeated`` says that this call was known already.
+    subject after them. ``repeated`` says that this call was known already, ``ring`` that a lane
+    which got a message has no owner and wants a bell.
     """
 
     positions: tuple[str, ...]
     heads: dict[str, tuple[int, int]] = field(default_factory=dict)
     repeated: bool = False
+    ring: bool = False
 
 
 class Log:
@@ -203,7 +222,7 @@ class Log:
                 body.name(),
                 event.subject,
                 1 if body.lifecycle else 0,
-                encode(call, actor, body, store.epoch),
+                encode(call, actor, body, store.epoch, event.cause, event.correlation),
             ]
         if ops is not None:
             args += ops.args
@@ -215,6 +234,9 @@ class Log:
 def _appended(answer: list[Any], count: int) -> Appended:
     repeated = answer[0] == "REPEAT"
     parts = answer[1].split(" ") if repeated else answer[1:]
+    ring = parts[-1] == "RING"
+    if ring:
+        parts = parts[:-1]
     try:
         ms, first = parts[0], int(parts[1])
         heads = {parts[i]: (int(parts[i + 1]), int(parts[i + 2])) for i in range(2, len(parts), 3)}
@@ -223,7 +245,7 @@ def _appended(answer: list[Any], count: int) -> Appended:
             f"the answer that is remembered for this call cannot be read: {answer[1][:80]!r}",
             "somebody else writes to this server: give the site one of its own",
         ) from error
-    return Appended(tuple(f"{ms}-{first + k}" for k in range(count)), heads, repeated)
+    return Appended(tuple(f"{ms}-{first + k}" for k in range(count)), heads, repeated, ring)
 
 
 def _error(answer: list[Any], expected: tuple[str, int] | None) -> FlightlogError:

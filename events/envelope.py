@@ -157,8 +157,15 @@ def from_entry(position: str, fields: Sequence[str]) -> Event:
     )
 
 
-def encode(call: Call, actor_json: str, body: Body, epoch: int) -> str:
-    """The ``d`` field of a new event."""
+def encode(
+    call: Call,
+    actor_json: str,
+    body: Body,
+    epoch: int,
+    cause: str | None = None,
+    correlation: str | None = None,
+) -> str:
+    """The ``d`` field of a new event; cause and correlation are the call's where none are given."""
     head = to_json(
         {
             "epoch": epoch,
@@ -166,8 +173,8 @@ def encode(call: Call, actor_json: str, body: Body, epoch: int) -> str:
             "call": call.call_id,
             "step": call.step,
             "arguments": call.arguments,
-            "cause": call.cause,
-            "correlation": call.correlation or call.call_id,
+            "cause": cause or call.cause,
+            "correlation": correlation or call.correlation or call.call_id,
         },
     ).decode()
     facts = body.__pydantic_serializer__.to_json(body, exclude={"type"}).decode()

@@ -21,7 +21,7 @@ LOCK_MS = 30_000
 #: Types that count in a subject's revision.
 LIFECYCLE = frozenset(name for name, body in BODIES.items() if body.lifecycle)
 #: Everything below the prefix that is not the log itself, a lease, or a follower's cursor.
-DERIVED = ("heads", "open", "idx:*", "job:*", "by:*", "work:*", "call:*")
+DERIVED = ("heads", "open", "idx:*", "job:*", "by:*", "work:*", "call:*", "out:*", "fly:*", "lane:*", "lanes")
 
 
 class Projector(Protocol):

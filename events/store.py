@@ -64,6 +64,23 @@ class Keys:
         """Hash: one piece of open work."""
         return f"{self.prefix}work:{work_id}"
 
+    def outbox(self, lane: str) -> str:
+        """List: ids of messages that wait to be sent."""
+        return f"{self.prefix}out:{lane}"
+
+    def flying(self, lane: str) -> str:
+        """Set: ids of messages whose send has begun, and of which nobody has said yet that it is through."""
+        return f"{self.prefix}fly:{lane}"
+
+    def lane(self, lane: str) -> str:
+        """Hash: who drains a lane (token, until), and when it was last rung for."""
+        return f"{self.prefix}lane:{lane}"
+
+    @property
+    def lanes(self) -> str:
+        """Set: lanes that may have something to send."""
+        return self.prefix + "lanes"
+
     def lease(self, name: str) -> str:
         """String: who owns a role of the site."""
         return f"{self.prefix}lease:{name}"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from rq import Queue
+
 from engine.site import Site
 
 _site: Site | None = None
+_io = False
 
 
-def set_site(site: Site) -> None:
-    """From now on, tasks work for this site."""
-    global _site
-    _site = site
+def set_site(site: Site, *, io: bool = False) -> None:
+    """From now on, tasks work for this site, and come from its queue of messages or of work."""
+    global _site, _io
+    _site, _io = site, io
+
+
+def queue() -> Queue:
+    """The queue that this process works for."""
+    return site().bells.io if _io else site().bells.queue
 
 
 def site() -> Site:

@@ -19,11 +19,14 @@ from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 
+from engine.ring import LANE_TASK
 from events.bodies.site import TaskRefused
-from workers.here import site
+from workers.here import queue, site
 from workers.tasks import REGISTRY
 
+#: What a task may be given: the id of work of its kind, or a lane.
 _WORK = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_LANE = re.compile(r"aux:[A-Za-z0-9_.-]{1,600}")
 CUT = 200  # characters of foreign text that are kept
 
 
@@ -62,6 +65,8 @@ class RegisteredJob(Job):
             return "it brings an instance or keyword arguments"
         if not isinstance(args, list | tuple) or len(args) != 1:
             return "its arguments are not one work id"
+        if name == LANE_TASK:
+            return None if isinstance(args[0], str) and _LANE.fullmatch(args[0]) else "its argument is no lane"
         if not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):
             return "its argument is no work id"
         if args[0].partition("_")[0] != name.rpartition(".")[2]:
@@ -70,13 +75,12 @@ class RegisteredJob(Job):
 
     def _refuse(self, why: str) -> None:
         here = site()
-        queue = here.bells.queue
         here.jobs.note(
             here.system_call(f"refused:{self.id[:CUT]}", role="worker"),
-            [TaskRefused(queue=queue.name, job=self.id[:CUT], why=_plain(why))],
+            [TaskRefused(queue=queue().name, job=self.id[:CUT], why=_plain(why))],
         )
         self.connection.delete(self.key)
-        self.connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue.key), 0, self.id)
+        self.connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue().key), 0, self.id)
         raise NoSuchJobError(f"refused: {why}")
 
     @property
@@ -111,7 +115,7 @@ class SiteQueue(Queue):
             if found is None or _is_text(found[1]):
                 return found
             here = site()
-            refused = TaskRefused(queue=here.bells.queue.name, job=repr(found[1])[:CUT], why="its id is no text")
+            refused = TaskRefused(queue=queue().name, job=repr(found[1])[:CUT], why="its id is no text")
             here.jobs.note(here.system_call(f"refused:{secrets.token_hex(8)}", role="worker"), [refused])
             connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue_key), 0, found[1])
 

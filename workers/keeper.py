@@ -1,12 +1,13 @@
 """The keeper of one app: two processes, so that either may die and the exit code is still seen.
 
-Run by file path (``python -I -S keeper.py FOLDER READY_FD``): standard library only, no Redis, ~20 ms.
+Run by file path (``python -I -S keeper.py FOLDER READY_FD [GRANT_FD]``): standard library only, no Redis, ~20 ms.
+With ``--probe-network`` instead, it only tells whether an app can be taken off the network here.
 
 The *outer* process forks the *inner* one, and that is the app's parent. Both are child
 subreapers: when the inner one dies the app becomes the outer's child, who goes on waiting.
 Holding the ``flock`` on FOLDER/lock is what "alive" means; it goes with the last of the two.
 
-FOLDER/spec.bin        in:  (marshal) argv, env, cwd, log, run, marker, grace, start (position of the intent)
+FOLDER/spec.bin        in:  (marshal) argv, env, cwd, log, run, marker, network, grace, start (position of the intent)
 FOLDER/../abort        in:  an order to end the app, if one comes
 FOLDER/identity.json   out: who runs (boot, pid namespace, pids with start times), before the app is let go
 FOLDER/exit.json       out: how it ended
@@ -35,14 +36,27 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+AF_INET, SOCK_DGRAM = 2, 2
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+#: What a machine may have set such that it has no namespace for us.
+LIMITS = (
+    "kernel.unprivileged_userns_clone",
+    "kernel.apparmor_restrict_unprivileged_userns",
+    "user.max_user_namespaces",
+    "user.max_net_namespaces",
+)
 LOST = ("lost", None)  # the app is no child of ours any more
 RC_FILE = "_process_rc.txt"
 LOOK_EVERY = 1.0  # seconds; signals wake us earlier
 LEFTOVER_GRACE = 1.0  # for what an app that ended by itself leaves running
 
 
-def main(folder: str, ready_fd: int) -> int:
-    """Keep one app. Exit status 0: the end is on disk; 3: another keeper is alive."""
+def main(folder: str, ready_fd: int, grant_fd: int) -> int:
+    """Keep one app. Exit status 0: the end is on disk; 3: another keeper is alive.
+
+    ``grant_fd`` (-1: none) is a pipe that the app alone is to read: it becomes its descriptor 3.
+    """
     os.set_inheritable(ready_fd, False)
     os.chdir(folder)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,13 +74,14 @@ def main(folder: str, ready_fd: int) -> int:
     if pid == 0:
         subreaper()
         wake = listen()
-        keep(spec, launch(spec, outer, ready_fd), wake, "inner")
+        keep(spec, launch(spec, outer, ready_fd, grant_fd), wake, "inner")
         os._exit(0)
     os.close(ready_fd)
+    forget(grant_fd)
     return stand_by(spec, pid, wake)
 
 
-def launch(spec: Spec, outer: list[int], ready_fd: int) -> Spec:
+def launch(spec: Spec, outer: list[int], ready_fd: int, grant_fd: int) -> Spec:
     """Fork the app, write down who it is, look for an order, let it go; end here where it may not run."""
     go_read, go_write = os.pipe()
     failed_read, failed_write = os.pipe()
@@ -74,7 +89,8 @@ def launch(spec: Spec, outer: list[int], ready_fd: int) -> Spec:
     if app == 0:
         os.close(go_write)
         os.close(failed_read)
-        become(spec, go_read, failed_write)
+        become(spec, go_read, failed_write, grant_fd)
+    forget(grant_fd)
     os.close(go_read)
     os.close(failed_write)
     inner = [os.getpid(), start_ticks(os.getpid())]
@@ -109,7 +125,7 @@ def launch(spec: Spec, outer: list[int], ready_fd: int) -> Spec:
     return identity
 
 
-def become(spec: Spec, go: int, failed: int) -> NoReturn:
+def become(spec: Spec, go: int, failed: int, grant: int) -> NoReturn:
     """In the child: wait for the go byte, then turn into the app."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
@@ -129,12 +145,80 @@ def become(spec: Spec, go: int, failed: int) -> NoReturn:
     if os.read(go, 1) != b"g":
         os._exit(0)
     try:
+        if spec["network"] != "open":
+            isolate()
+    except OSError as error:
+        os.write(failed, f"NETWORK_ISOLATION_UNAVAILABLE {error.strerror}".encode())
+        os._exit(127)
+    try:
         os.chdir(spec["cwd"])
+        if grant >= 0:
+            failed = fcntl.fcntl(failed, fcntl.F_DUPFD_CLOEXEC, 10)  # out of the way of 3
+            os.dup2(fcntl.fcntl(grant, fcntl.F_DUPFD_CLOEXEC, 10), 3, inheritable=True)
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - a list, as configured
     except OSError as error:
         why = "COMMAND_NOT_FOUND" if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC) else "EXEC_FAILED"
         os.write(failed, f"{why} {spec['argv'][0]}: {error.strerror}".encode())
     os._exit(127)
+
+
+def isolate() -> None:
+    """Take this process off the network: a namespace of its own, with nothing in it but a loopback.
+
+    Raises:
+        OSError: the machine does not allow it; its text says what was tried, and what the limits are.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.geteuid(), os.getegid()
+    tried = "unshare(CLONE_NEWNET)"
+    try:
+        try:
+            called(libc.unshare(CLONE_NEWNET))
+        except PermissionError:
+            # Not ours to make here, but in a user namespace of our own it is. We stay who we are in there, and
+            # the rights that come with it reach nothing outside of it.
+            tried = "unshare(CLONE_NEWUSER|CLONE_NEWNET)"
+            called(libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
+            tried = "the map of the user namespace"
+            maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+            for name, text in maps.items():
+                with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                    file.write(text)
+        tried = "the loopback"
+        # Many a program talks to itself by 127.0.0.1. The socket module would cost more than all the rest.
+        fd = called(libc.socket(AF_INET, SOCK_DGRAM | os.O_CLOEXEC, 0))
+        fcntl.ioctl(fd, SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, sys.byteorder) + bytes(22))
+        os.close(fd)
+    except OSError as error:
+        limits = ", ".join(filter(None, map(limit, LIMITS)))
+        raise OSError(error.errno, f"no network namespace: {tried}: {error.strerror} ({limits})") from error
+
+
+def called(result: int) -> int:
+    """What a C function gave back, if it was no error."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def limit(name: str) -> str:
+    """A limit of the kernel with its value; empty where this kernel knows none of that name."""
+    try:
+        with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as file:
+            return f"{name}={file.read().strip()}"
+    except OSError:
+        return ""
+
+
+def probe() -> int:
+    """Try ``isolate`` on this very process, and print what stands against it; the exit status."""
+    try:
+        isolate()
+    except OSError as error:
+        print(error.strerror)
+        return 1
+    return 0
 
 
 def stand_by(spec: Spec, inner: int, wake: int) -> int:
@@ -423,6 +507,12 @@ def write(name: str, value: Spec) -> None:
     os.close(fd)
 
 
+def forget(fd: int) -> None:
+    """Close a descriptor, where there is one."""
+    if fd >= 0:
+        os.close(fd)
+
+
 def say(fd: int, word: str) -> None:
     """Tell the launcher, who may be gone."""
     try:
@@ -460,5 +550,7 @@ def start_ticks(pid: int) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--probe-network"]:
+        sys.exit(probe())
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import marshal
 import os
 import secrets
@@ -22,7 +23,9 @@ from engine.errors import BadConfig
 from engine.faults import passing
 from engine.files import read_json, read_plain, write_json, write_whole
 from engine.fold import JobState
+from engine.job.grant import Grant, new_run_key
 from engine.lifecycle import State
+from engine.network import tighter
 from engine.orders import covers, read_order
 from engine.outcome import end_bodies, spawn_bodies
 from engine.site import Site
@@ -115,6 +118,8 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
         "run": str(run),
         "log": str(folder / "log.txt"),
         "marker": marker,
+        # A pool that runs by itself may have a setting of its own, and an intent of earlier days says nothing.
+        "network": tighter(site.settings.network, request.get("network", "open")),
         "grace": config.grace if config.grace is not None else site.settings.grace,
         "start": claim.position,
         "host": host_name(),
@@ -122,9 +127,19 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
         "started_within": site.settings.started_deadline,
         "argv_sha256": hashlib.sha256("\0".join(config.command).encode()).hexdigest(),
     }
+    grant = b""
+    if config.executors:
+        secret, spec["run_key"] = new_run_key()
+        grant = Grant(
+            job=claim.job,
+            attempt=claim.number,
+            server=site.settings.federation or "server",
+            run_key=secret,
+            settings=json.loads(site.settings.model_dump_json()),
+        ).encode()
     write_json(folder / "spec.json", spec)
     write_whole(folder / "spec.bin", marshal.dumps(spec))
-    keep(folder)
+    keep(folder, grant)
 
 
 def app_config(site: Site, job: str) -> AppConfig:
@@ -142,7 +157,8 @@ def environment(site: Site, claim: Claim, config: AppConfig, request: dict[str, 
     env = {name: value for name, value in os.environ.items() if not name.startswith(WITHHELD)}
     # "python" in a command is the site's Python, whichever way the pool was started.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
-    env["PYTHONPATH"] = str(site.workspace.app(claim.job) / "custom")
+    if not config.executors:  # our own job process puts it at the end of its path, where it shadows nothing
+        env["PYTHONPATH"] = str(site.workspace.app(claim.job) / "custom")
     env.setdefault("PYTHONUNBUFFERED", "1")
     env |= request["environment"]
     env |= config.env
@@ -170,6 +186,19 @@ def prepare_log(run: Path, folder: Path) -> None:
     os.link(log, shown)
 
 
+def pipe_with(grant: bytes) -> int:
+    """The reading end of a pipe that holds these bytes; -1 where there are none."""
+    if not grant:
+        return -1
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # it has to fit: nobody reads yet
+    try:
+        os.write(writing, grant)
+    finally:
+        os.close(writing)
+    return reading
+
+
 def clear(path: Path) -> None:
     """Remove whatever is there, if anything is."""
     if path.is_dir() and not path.is_symlink():
@@ -184,22 +213,30 @@ def keeper() -> Path:
     return COMPILED if fresh else KEEPER
 
 
-def keep(folder: Path) -> None:
-    """Start the keeper and wait for its word; what it did is on disk either way."""
+def keep(folder: Path, grant: bytes = b"") -> None:
+    """Start the keeper and wait for its word; what it did is on disk either way.
+
+    Args:
+        folder: of the attempt.
+        grant: what the app's process is to read from its descriptor 3, which nobody else can.
+    """
     ready, said = os.pipe()
+    given = pipe_with(grant)
     try:
         with (folder / "keeper.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(keeper()), str(folder), str(said)],
+                [sys.executable, "-I", "-S", str(keeper()), str(folder), str(said), str(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(said,),
+                pass_fds=(said, given) if given >= 0 else (said,),
                 start_new_session=True,
                 env={"PATH": os.environ.get("PATH", os.defpath)},
             )
     finally:
         os.close(said)
+        if given >= 0:
+            os.close(given)
     try:
         readable, _, _ = select.select([ready], [], [], PATIENCE)
         word = os.read(ready, 100).decode().strip() if readable else ""

@@ -1,4 +1,4 @@
-"""The pool: N workers, started anew when they die; in their parent the caretaker and the reconciler."""
+"""The pool: N workers, started anew when they die; in their parent caretaker, reconciler and collector."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from events.bodies.base import Body
 from events.bodies.site import PoolStarted, PoolStopped, ServerAdopted, WorkerDied
 from events.errors import FlightlogError
 from workers.caretaker import Caretaker
+from workers.collector import Collector
 from workers.here import set_site
 from workers.reconciler import Reconciler
 
@@ -37,7 +38,10 @@ class Pool:
     def __init__(self, site: Site, *, until_eof: bool = False) -> None:
         self.site = site
         self.stop = threading.Event()
-        self._workers: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._workers: dict[int, tuple[subprocess.Popen[bytes], float, str]] = {}
+        io = max(1, site.settings.workers // 3)
+        #: Kind of worker -> how many: the size is the total, and each kind has at least one.
+        self._wanted = {"io": io, "work": max(1, site.settings.workers - io)}
         self._not_before = 0.0
         if until_eof:
             threading.Thread(target=self._await_eof, name="until-eof", daemon=True).start()
@@ -51,6 +55,7 @@ class Pool:
         duties = [
             threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),
             threading.Thread(target=Reconciler(self.site).run, args=(self.stop,), name="reconciler"),
+            threading.Thread(target=Collector(self.site).run, args=(self.stop,), name="collector"),
         ]
         for duty in duties:
             duty.start()
@@ -61,9 +66,9 @@ class Pool:
                 servers_looked_at = time.monotonic()
                 self._servers()
             self.stop.wait(SUPERVISE_EVERY)
-        for process, _ in self._workers.values():
+        for process, *_ in self._workers.values():
             process.terminate()
-        for process, _ in self._workers.values():
+        for process, *_ in self._workers.values():
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -85,7 +90,7 @@ class Pool:
 
     def _supervise(self) -> None:
         now = time.monotonic()
-        for pid, (process, since) in list(self._workers.items()):
+        for pid, (process, since, _) in list(self._workers.items()):
             code = process.poll()
             if code is None:
                 continue
@@ -93,14 +98,16 @@ class Pool:
             if now - since < QUICK_DEATH:
                 self._not_before = now + 1.0
             self._note(f"died:{pid}", WorkerDied(worker=f"{host_name()}:{pid}", returncode=code))
-        while len(self._workers) < self.site.settings.workers and now >= self._not_before:
-            process = self._start()
-            self._workers[process.pid] = (process, now)
+        running = [kind for _, _, kind in self._workers.values()]
+        for kind, count in self._wanted.items():
+            for _ in range(count - running.count(kind) if now >= self._not_before else 0):
+                process = self._start(kind)
+                self._workers[process.pid] = (process, now, kind)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, kind: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "workers", "worker"),
+                *(sys.executable, "-P", "-m", "workers", "worker", "--queue", kind),
                 *("--workspace", str(self.site.workspace.root)),
             ],
             env={**os.environ, **self.site.settings.environment()},

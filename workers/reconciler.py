@@ -12,6 +12,7 @@ import redis
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 
 from engine.fold import JobState
+from engine.leases import Lease
 from engine.lifecycle import State
 from engine.ring import TASKS
 from engine.site import Site
@@ -21,15 +22,9 @@ from events.bodies.base import Body
 from events.bodies.job import DeleteAbandoned, DeployExpired
 from events.bodies.site import WorkRerung
 from events.errors import LogUnavailable
-from events.store import translated
 from workers.job_class import RegisteredJob
 
 log = logging.getLogger("flightlog.reconciler")
-
-_OURS = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
-"""
 
 
 class Reconciler:
@@ -42,24 +37,20 @@ class Reconciler:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._rung: dict[str, float] = {}
+        self._lease = Lease(site, "reconciler", site.settings.reconcile_every * 3)
 
     def run(self, stop: threading.Event) -> None:
         """Look every ``reconcile_every`` seconds, while the lease is ours."""
         every = self.site.settings.reconcile_every
         while not stop.is_set():
             try:
-                if self._lease(int(every * 3000)):
+                if self._lease.hold():
                     self.tick()
             except LogUnavailable as error:
                 log.warning("a server is away: %s", error)
             except Exception:  # a duty ends with the pool, not with an error
                 log.exception("reconciling failed; it is tried again")
             stop.wait(every)
-
-    def _lease(self, ms: int) -> bool:
-        with translated():
-            store = self.site.jobs.store
-            return bool(store.client.eval(_OURS, 1, store.keys.lease("reconciler"), self.site.process, str(ms)))
 
     def tick(self) -> None:
         """Compare counts, expire what nobody claimed, ring for what waits, clean RQ's registries."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from engine.site import Site
 from events.errors import Fenced, LogUnavailable
+from workers import aux as sending
 from workers import deploy as deploying
 from workers import launch as launching
 from workers.here import site
@@ -24,6 +25,11 @@ def launch(work_id: str) -> None:
     _carry_out(launching.launch, work_id)
 
 
+def aux(lane: str) -> None:
+    """Send what waits in a lane."""
+    _carry_out(sending.drain, lane)
+
+
 def _carry_out(task: Callable[[Site, str], None], work_id: str) -> None:
     try:
         task(site(), work_id)
@@ -38,4 +44,5 @@ def _carry_out(task: Callable[[Site, str], None], work_id: str) -> None:
 REGISTRY: dict[str, Callable[[str], None]] = {
     "workers.tasks.deploy": deploy,
     "workers.tasks.launch": launch,
+    "workers.tasks.aux": aux,
 }

@@ -1,15 +1,16 @@
-"""One RQ worker: one queue, JSON only, registered tasks only, a fork for each task."""
+"""One RQ worker: one queue, JSON only, registered tasks only."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+from typing import Any, Literal
 
 import redis
-from rq import Worker
+from rq import SimpleWorker, Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
 
 from engine.ring import queue_name
 from engine.site import Site
@@ -18,7 +19,7 @@ from workers.here import set_site
 from workers.job_class import RegisteredJob, SiteQueue
 
 
-class SiteWorker(Worker):
+class _Noticed(BaseWorker):
     """An RQ worker with a heartbeat short enough to notice a dead one."""
 
     #: Somebody told it to end.
@@ -33,23 +34,33 @@ class SiteWorker(Worker):
         """Seconds until RQ counts this worker as gone."""
         return int(self.job_monitoring_interval) * 3
 
+
+class SiteWorker(_Noticed, Worker):
+    """For deploys and launches: a fork for each task."""
+
     def work_horse_setup(self) -> None:
         """Nothing beside the fork: the site's connections reset themselves in the child."""
 
 
-def run_worker(site: Site, *, burst: bool = False) -> int:
-    """Work until told to end; the exit code.
+class WarmWorker(_Noticed, SimpleWorker):
+    """For messages: no fork, since a lane's turn is shorter than one."""
+
+
+def run_worker(site: Site, kind: Literal["work", "io"] = "work", *, burst: bool = False) -> int:
+    """Work on one of the site's queues until told to end; the exit code.
 
     A fabric that is away is waited for: work waits on the record meanwhile.
     """
-    set_site(site)
+    set_site(site, io=kind == "io")
     import workers.tasks  # noqa: F401 - loaded once, before any fork
 
     with contextlib.suppress(FlightlogError):
         site.jobs.store.ensure_safe()  # asked once here rather than in each fork; appends ask again where it failed
 
     client = redis.Redis.from_url(site.servers.fabric_url, protocol=2)
-    queue = SiteQueue(queue_name(site.name), connection=client, serializer=JSONSerializer, job_class=RegisteredJob)
+    queue = SiteQueue(
+        queue_name(site.name, kind), connection=client, serializer=JSONSerializer, job_class=RegisteredJob
+    )
     options: dict[str, Any] = {
         "connection": client,
         "serializer": JSONSerializer,
@@ -62,7 +73,7 @@ def run_worker(site: Site, *, burst: bool = False) -> int:
     }
     while True:
         try:
-            worker = SiteWorker([queue], **options)
+            worker = (WarmWorker if kind == "io" else SiteWorker)([queue], **options)
             worker.work(burst=burst, logging_level="WARNING")
         except redis.RedisError:
             time.sleep(0.2)

@@ -9,21 +9,28 @@ from engine.errors import ArgumentInvalid
 from engine.ids import check_job_id
 
 
-def notify(core: Core, job_id: str, job_status: object) -> None:
+def notify(core: Core, job_id: str, job_status: object, *, proven: bool = False) -> None:
     """Take in a job's status (reference 1.2); what makes no sense is refused and recorded.
 
     Args:
         core: the engine's.
         job_id: which job.
         job_status: ``ClientStatus.STARTED`` or ``STOPPED``.
+        proven: the run's key has signed it.
 
     Raises:
         JobIdInvalid, ArgumentInvalid: bad input.
+        NotAuthorised: the job's process signs what it says, and this is not signed.
         JobUnknown, NotLive, Backwards: refused.
     """
     method = "notify_job_status"
     call = core.call(method, job_id, repr(job_status))
     command = core.guarded(call, method, job_id, lambda: _command(core, job_id, job_status, call.actor.id))
+    if not proven:
+        from engine.calls.notice import check_unsigned
+
+        state = core.site.jobs.load(job_id).state
+        core.guarded(call, method, job_id, lambda: check_unsigned(core, job_id, state))
     core.command(call, job_id, command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.actors import current_reason
@@ -15,9 +15,11 @@ from engine.fold import JobState, work_id
 from engine.ids import check_job_id
 from engine.lifecycle import State
 from engine.meta import check_meta
+from engine.network import asked_network, chosen, tighter
+from engine.overview import owner_of
 from engine.refusals import clock
-from events.bodies.app import LaunchExpired
-from events.envelope import Call
+from events.bodies.app import LaunchExpired, Network
+from events.envelope import Call, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ def start(
 ) -> Started:
     """Start an app (reference 2.2) and wait until its process is there.
 
+    Its network is the site's, or what ``engine.network.on_network`` says.
+
     Args:
         core: the engine's.
         call: made by ``core.call("start_app", ...)``.
@@ -75,7 +79,11 @@ def start(
         The last three have ``attempt`` in their context: they were recorded.
     """
     method = "start_app"
+    asked = asked_network()
+    if asked is not None:  # another network is another question, which an earlier answer does not answer
+        call = replace(call, arguments=digest_of(call.arguments, asked))
     meta = core.guarded(call, method, job_id, lambda: _checked(job_id, job_meta))
+    network = network_of(core, call, job_id)
     settings = core.site.settings
     command = Start(
         meta=meta,
@@ -83,6 +91,7 @@ def start(
         resource_token_digest=allotment.token_digest,
         manager=allotment.manager,
         environment=allotment.environment,
+        network=network,
         reason=current_reason(),
         deadline=settings.claim_deadline,
         attempts=settings.attempts,
@@ -113,6 +122,21 @@ def start(
             f"{job_id} was not launched: {state.get('error')}", f"flightlog why {job_id}", attempt=attempt
         )
     return Started(attempt, state)
+
+
+def network_of(core: Core, call: Call, job_id: str) -> Network:
+    """The network that a start gets. The setting of whoever has the site up counts beside our own.
+
+    Raises:
+        ArgumentInvalid: what was asked for is no network, or would open what the site has closed.
+    """
+
+    def choose() -> Network:
+        owner = owner_of(core.site.workspace) or {}
+        return chosen(tighter(core.site.settings.network, owner.get("network", "open")), asked_network())
+
+    network: Network = core.guarded(call, "start_app", job_id, choose)
+    return network
 
 
 def _give_up(core: Core, call: Call, job_id: str, wait: float, state: JobState) -> JobState:

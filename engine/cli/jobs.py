@@ -15,7 +15,7 @@ from engine.calls.abort import abort as abort_call
 from engine.calls.abort import spool_abort
 from engine.calls.delete import delete as delete_call
 from engine.calls.deploy import deploy as deploy_call
-from engine.calls.start import Allotment
+from engine.calls.start import Allotment, network_of
 from engine.calls.start import start as start_call
 from engine.cli.common import acting, reading, site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, rows, text
@@ -25,8 +25,10 @@ from engine.fold import JobState
 from engine.ids import check_job_id
 from engine.jobs import Jobs
 from engine.lifecycle import State
+from engine.network import on_network
 from engine.tail import follow_file, last_lines
 from engine.workspace import Workspace, known_site
+from events.bodies.app import Network as NetworkName
 from events.errors import LogUnavailable
 
 PANEL = "Jobs"
@@ -38,6 +40,10 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the outco
 Timeout = Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")]
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 AppArg = Annotated[Path, typer.Argument(metavar="APP", help="Folder or zip of the app.")]
+Network = Annotated[
+    NetworkName | None,
+    typer.Option(help="none: the app gets no network but a loopback. The site's setting if left out."),
+]
 Attempt = Annotated[int | None, typer.Option(min=1, help="Which attempt; the last if left out.")]
 
 HINTS = {
@@ -76,6 +82,7 @@ def run(
     ] = False,
     meta: Annotated[Path | None, typer.Option(help="JSON file with the job's metadata.")] = None,
     resources: Annotated[str | None, typer.Option(help="JSON: what it needs.")] = None,
+    network: Network = None,
     reason: Reason = None,
     timeout: Timeout = None,
 ) -> int:
@@ -86,7 +93,8 @@ def run(
     given = _meta(meta)
     if not known_site(where().folder):
         err.print(f"There is no site yet: one is made in {text(where().folder.resolve())}.")
-    with acting(create=True, workers=2) as engine:
+    with acting(create=True, workers=2) as engine, on_network(network):
+        network_of(engine.core, engine.core.call("start_app", job_id), job_id)  # what is refused deploys nothing
         deploy_call(engine.core, name, job_id, given, engine.client_name, data, timeout=timeout or 30)
         state = _start(engine, job_id, resources, timeout or 30)
         alone = engine.role == "owner"
@@ -184,12 +192,13 @@ def start(
     job: JobArg,
     meta: Annotated[Path | None, typer.Option(help="JSON file with the job's metadata, to be compared.")] = None,
     resources: Annotated[str | None, typer.Option(help="JSON: what it needs, for the resource manager.")] = None,
+    network: Network = None,
     reason: Reason = None,
     wait: Wait = True,
     timeout: Timeout = None,
 ) -> int:
     """Start the app of a job."""
-    with acting() as engine:
+    with acting() as engine, on_network(network):
         state = _start(engine, job, resources, (timeout or 30) if wait else 0, _meta(meta) if meta else None)
         if where().how is Format.TABLE:
             _say_started(job, state)

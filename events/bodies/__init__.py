@@ -6,7 +6,7 @@ from typing import Annotated, Union
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from events.bodies import app, job, site
+from events.bodies import app, job, messages, site
 from events.bodies.base import Body
 
 
@@ -19,10 +19,10 @@ def _concrete(root: type[Body]) -> list[type[Body]]:
     return found
 
 
+_ORDER = [module.__name__ for module in (job, app, messages, site)]
 #: event type -> body class
 BODIES: dict[str, type[Body]] = {
-    cls.__name__: cls
-    for cls in sorted(_concrete(Body), key=lambda c: [job.__name__, app.__name__, site.__name__].index(c.__module__))
+    cls.__name__: cls for cls in sorted(_concrete(Body), key=lambda c: _ORDER.index(c.__module__))
 }
 
 AnyBody = TypeAdapter[Body](

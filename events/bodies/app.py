@@ -9,6 +9,8 @@ from pydantic import Field, JsonValue
 from events.bodies.base import Body, Personal
 from events.bodies.job import Why
 
+Network = Literal["open", "none"]
+
 
 class OfAttempt(Body):
     """A body that concerns one run of an app."""
@@ -30,6 +32,7 @@ class StartRequested(AttemptLifecycle):
     resource_token_digest: str | None = Field(default=None, description="the token itself is a secret")
     manager: str | None = Field(default=None, description="component that gets the resources back")
     environment: dict[str, str] = Field(default_factory=dict, description="variables from the consumer")
+    network: Network = Field(default="open", description="what it may have at most; none: no more than a loopback")
     reason: Personal | None = None
     deadline: float = Field(gt=0, description="seconds within which a worker must claim it")
     attempts: int = Field(ge=1)
@@ -64,7 +67,10 @@ class AppSpawned(AttemptLifecycle):
         default=None, gt=0, description="seconds for the app to say so; null where the launcher does"
     )
     isolation: str = Field(description="what keeps the app from the site's own files")
-    network: Literal["open", "none"]
+    network: Network = Field(description="what it has; none: a network namespace of its own, with a loopback")
+    run_key: str | None = Field(
+        default=None, description="public key of the run: what it says of itself is signed with the other half"
+    )
 
 
 class AppStarted(AttemptLifecycle):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.network import on_network
 from tests.faults.rig import Rig, counting_app, one, runs_of, types
 from tests.support import kill, until
 
@@ -45,6 +46,22 @@ def test_L4_an_app_is_launched_once_whatever_its_worker_comes_to(
     assert types(events, "job").count("AppSpawned") == 1
     assert one(events, "job", "AppFailed")["exit_code"] == 5
     assert runs_of(runs) == ["1"]
+
+
+@pytest.mark.parametrize("place", ["launch-claimed", "launch-locked", "launch-before-record"])
+def test_L4_a_launch_that_passes_to_a_second_worker_takes_the_app_off_the_network_all_the_same(
+    rig: Rig, tmp_path: Path, place: str
+) -> None:
+    seen = tmp_path / "seen"
+    rig.start()
+    rig.deploy("job", "sh", "-c", f"cut -d: -f1 -s /proc/net/dev >> {seen}")
+    rig.fault(place, "kill")
+    with on_network("none"):
+        rig.ask_start("job")
+    rig.struck(place)
+    rig.in_state("job", "finished")
+    assert one(rig.check(), "job", "AppSpawned")["network"] == "none"
+    assert seen.read_text().split() == ["lo"]
 
 
 def test_L5_an_app_that_ended_before_its_launch_was_recorded_has_both_on_the_record(rig: Rig, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ BAD = {
     "is nested too deeply": (b"[" * 200_000, "is not JSON that can be read", None),
     "has a number nobody can read": (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON that can be read", None),
     "is a list": (b"[]", "holds a list", None),
-    "has no command": (b'{"executors": []}', "'command' is missing, so there is nothing to run", "command"),
+    "has no command": (b'{"components": []}', "'command' is missing, so there is nothing to run", "command"),
     "has a null command": (config(command=None), "'command' is a null", "command"),
     "has a command line": (config(command="python train.py"), "'command' is a string", "command"),
     "has an empty command": (config(command=[]), "'command' is empty", "command"),

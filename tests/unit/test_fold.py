@@ -290,9 +290,15 @@ def test_a_job_that_is_started_while_its_notes_come_keeps_its_status():
     store = fake_store()
     jobs = Jobs(store)
     run(jobs, "j", *PATHS["running"])
-    for name in COUNTERS:
-        for _ in range(3):
-            jobs.note(new_call(), [body(name)], "j")
+    for number in range(3):
+        for name in COUNTERS:  # the order of the table: what asks for a message comes before what ends it
+            fields = {"id": f"{number:032x}"} if name == "AuxRequested" else {}
+            if name == "AuxOutcomeUnknown":
+                jobs.note(new_call(), [body("AuxRequested", id=f"{number + 9:032x}")])
+                fields = {"id": f"{number + 9:032x}"}
+            if name == "AuxFailed":
+                fields = {"id": f"{number:032x}"}
+            jobs.note(new_call(), [body(name, **fields)], "j")
     state = jobs.load("j").state
     assert {name: state[field] for name, field in COUNTERS.items()} == dict.fromkeys(COUNTERS, "3")
     assert state.state is State.RUNNING
@@ -304,11 +310,14 @@ def test_a_note_leaves_the_revision_alone_and_raises_the_version():
     jobs = Jobs(store)
     run(jobs, "j", *PATHS["running"])
     before = jobs.load("j")
-    for name in (*COUNTERS, *LAST_WRITER):
-        jobs.note(new_call(), [body(name)], "j")
+    jobs.note(new_call(), [body("AuxRequested", id="f" * 32)])  # for what can only end a message
+    names = [*COUNTERS, *LAST_WRITER]
+    for name in names:
+        fields = {"id": "f" * 32} if name == "AuxOutcomeUnknown" else {}
+        jobs.note(new_call(), [body(name, **fields)], "j")
     after = jobs.load("j")
     assert after.revision == before.revision
-    assert after.version == before.version + len(COUNTERS) + len(LAST_WRITER)
+    assert after.version == before.version + len(names)
 
 
 def test_two_counts_in_one_append_both_count():

@@ -188,6 +188,7 @@ BRINGS = {
     "abort": ("LaunchExpired",),
     "delete": ("DeleteSucceeded", "DeleteFailed", "DeleteAbandoned"),
     "settle": ("JobSettled",),
+    "aux": ("AuxSent", "AuxReplied", "AuxFailed", "AuxOutcomeUnknown"),
 }
 Key = tuple[str, bool, frozenset[str]]
 

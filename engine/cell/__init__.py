@@ -1,0 +1,1 @@
+"""The cell: messages between server, site and job."""

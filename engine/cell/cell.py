@@ -1,0 +1,492 @@
+"""The built-in cell: requests and answers over the fabric.
+
+It sends by itself, unrecorded: what leaves a site on somebody's behalf goes through ``engine.cell.sender`` instead.
+What comes in is recorded by a journal, where it has one, before a handler sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from engine.cell.fabric import UP_MS, Fabric, answers_of, inbox_of
+from engine.cell.keys import KeyRing
+from engine.cell.message import CellReturnCode, Message, failed
+from engine.cell.protocol import RequestHandler, check_fqcn, check_name
+from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack
+from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, KeyUnknown, PayloadInvalid, SealBroken
+from engine.ids import new_call_id
+from events.errors import FlightlogError, LogUnavailable
+
+log = logging.getLogger("flightlog.cell")
+
+HANDLERS = 32  # requests that are handled at the same time
+LOOK_MS = 200
+LINGER = 10.0  # seconds that an answer is kept beside its deadline: see fabric.MARGIN_MS
+#: What the fabric says of a message that it does not take.
+WORDS = {
+    "LOST": CellReturnCode.COMM_ERROR,
+    "FULL": CellReturnCode.SERVICE_UNAVAILABLE,
+    "DOWN": CellReturnCode.TARGET_UNREACHABLE,
+    "UNKNOWN": CellReturnCode.INVALID_TARGET,
+}
+
+
+class Journal(Protocol):
+    """Records what comes in. Where it cannot, the message is not handled."""
+
+    def received(self, envelope: Envelope) -> None:
+        """A message is about to be handled."""
+
+    def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
+        """It was handled, and its answer, if one is expected, is about to leave."""
+
+    def refused(self, envelope: Envelope | None, code: str, why: str) -> None:
+        """It was not taken."""
+
+
+class FabricCell:
+    """A cell at an address of the fabric.
+
+    Args:
+        url: of the fabric server.
+        fqcn: the address.
+        ring: keys, for sealed messages.
+        journal: records what comes in.
+        inbox_max: messages that an inbox we send to may hold.
+        payload_max: bytes of one message.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fqcn: str,
+        *,
+        ring: KeyRing | None = None,
+        journal: Journal | None = None,
+        inbox_max: int = 10_000,
+        payload_max: int = 16 * 2**20,
+    ) -> None:
+        self._fqcn = check_fqcn(fqcn)
+        self.ring = ring
+        self.journal = journal
+        self.fabric = Fabric(url)
+        self._reading = Fabric(url, blocking=True)
+        self._inbox_max = inbox_max
+        self._payload_max = payload_max
+        self._token = secrets.token_hex(8)
+        self._handlers: dict[tuple[str, str], RequestHandler] = {}
+        self._waiting: dict[str, _Wait] = {}
+        self._pool = ThreadPoolExecutor(HANDLERS, thread_name_prefix="handler")
+        self._busy = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guard, args=(self._read_once,), name="cell-read", daemon=True),
+            threading.Thread(target=self._guard, args=(self._renew_once,), name="cell-renew", daemon=True),
+        ]
+        self.late_answers = 0
+
+    def start(self) -> FabricCell:
+        """Be there: take in requests from now on; a fabric that is away is waited for."""
+        try:
+            self._announce()
+        except LogUnavailable as error:
+            log.warning("%s waits: %s", self._fqcn, error)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Be gone. Handlers that run are not waited for."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(2)
+        try:
+            self.fabric.withdraw(self._fqcn, self._token)
+        except LogUnavailable as error:
+            log.debug("the fabric is away: %s", error)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.fabric.close()
+        self._reading.close()
+
+    # -- the protocol ------------------------------------------------------------------------------
+
+    def get_fqcn(self) -> str:
+        """The address."""
+        return self._fqcn
+
+    def register_request_cb(self, channel: str, topic: str, cb: RequestHandler) -> None:
+        """Have ``cb`` handle requests on a channel and topic; ``*`` is any topic. The last one counts.
+
+        Raises:
+            ArgumentTypeInvalid, ArgumentInvalid: a name is none, or ``cb`` cannot be called.
+        """
+        check_name("channel", channel)
+        check_name("topic", topic)
+        if not callable(cb):
+            raise ArgumentTypeInvalid(f"cb must be callable, not {type(cb).__name__}", "give a function", field="cb")
+        self._handlers[(channel, topic)] = cb
+
+    def send_request(
+        self,
+        channel: str,
+        topic: str,
+        target: str,
+        request: Message,
+        timeout: float,
+        secure: bool = False,
+        optional: bool = False,
+    ) -> Message:
+        """Send a request and wait for its answer, at most ``timeout`` seconds.
+
+        Returns:
+            The answer; where there is none, a message whose RETURN_CODE says what happened.
+
+        Raises:
+            PayloadInvalid, KeyUnknown, ArgumentInvalid: it cannot be sent at all.
+        """
+        return self.broadcast_request(channel, topic, [target], request, timeout, secure, optional)[target]
+
+    def broadcast_request(
+        self,
+        channel: str,
+        topic: str,
+        targets: Sequence[str],
+        request: Message,
+        timeout: float,
+        secure: bool = False,
+        optional: bool = False,
+    ) -> dict[str, Message]:
+        """Send a request to several cells and wait for all answers; target -> answer, as above."""
+        requests = dict.fromkeys(targets, request)
+        return self.ask_each(channel, topic, requests, timeout, secure=secure, optional=optional)
+
+    def ask_each(
+        self,
+        channel: str,
+        topic: str,
+        requests: Mapping[str, Message],
+        timeout: float,
+        *,
+        secure: bool = False,
+        optional: bool = False,
+    ) -> dict[str, Message]:
+        """Send each target its own request, and wait for all answers; target -> answer, as above."""
+        until = time.monotonic() + timeout
+        waits = {
+            target: self._ask(channel, topic, target, request, timeout, secure=secure)
+            for target, request in requests.items()
+        }
+        answers: dict[str, Message] = {}
+        for target, wait in waits.items():
+            answers[target] = wait if isinstance(wait, Message) else self._await(wait, until)
+            code = answers[target].return_code
+            if code != CellReturnCode.OK:
+                log.log(logging.DEBUG if optional else logging.WARNING, "%s to %s: %s", topic, target, code)
+        return answers
+
+    def fire_and_forget(
+        self,
+        channel: str,
+        topic: str,
+        targets: str | Sequence[str],
+        message: Message,
+        secure: bool = False,
+        optional: bool = False,
+    ) -> dict[str, str]:
+        """Send without waiting for an answer; target -> what kept it from leaving, or ""."""
+        found = {}
+        for target in [targets] if isinstance(targets, str) else targets:
+            sent = self._ask(channel, topic, target, message, 60.0, secure=secure, reply=False)
+            found[target] = sent.return_code if isinstance(sent, Message) else ""
+        return found
+
+    # -- sending -------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        channel: str,
+        topic: str,
+        target: str,
+        request: Message,
+        life: float,
+        *,
+        secure: bool,
+        reply: bool = True,
+    ) -> _Wait | Message:
+        envelope = Envelope(
+            id=new_call_id().replace("-", ""),
+            kind="request",
+            sender=self._fqcn,
+            target=check_fqcn(target),
+            channel=check_name("channel", channel),
+            topic=check_name("topic", topic),
+            reply=reply,
+            reply_to=self._token,
+            key=new_key(),
+            sealed=secure,
+        )
+        frame, envelope = pack(envelope, request, self.ring)
+        if len(frame) > self._payload_max:
+            return failed(CellReturnCode.MSG_TOO_BIG, f"{len(frame)} bytes, {self._payload_max} are allowed")
+        wait = _Wait(envelope)
+        with self._lock:
+            self._waiting[envelope.id] = wait
+        try:
+            self.fabric.put(envelope.id, frame, life)
+            (word,) = self.fabric.deliver(target, [envelope.id], self._inbox_max)
+            if word != "OK":
+                self.fabric.drop([envelope.id])
+        except LogUnavailable as error:
+            self._forget(envelope.id)
+            return failed(CellReturnCode.COMM_ERROR, error.what)
+        if word != "OK":
+            self._forget(envelope.id)
+            return failed(WORDS[word], f"{target}: {word.lower()}")
+        if not reply:
+            self._forget(envelope.id)
+        return wait
+
+    def _await(self, wait: _Wait, until: float) -> Message:
+        wait.done.wait(max(0.0, until - time.monotonic()))
+        self._forget(wait.envelope.id)
+        if not wait.done.is_set():
+            return failed(CellReturnCode.TIMEOUT, "no answer came in time")
+        try:
+            self.fabric.drop([wait.envelope.id])
+            frame = self.fabric.fetch(f"{wait.envelope.id}:r")
+            return open_answer(frame, wait.envelope, self.ring)
+        except LogUnavailable as error:
+            return failed(CellReturnCode.COMM_ERROR, error.what)
+
+    def _forget(self, message: str) -> None:
+        with self._lock:
+            self._waiting.pop(message, None)
+
+    # -- taking in -------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        self.fabric.announce(self._fqcn, self._token, {"once": True, "pid": os.getpid()})
+
+    def _renew_once(self) -> None:
+        self._stop.wait(UP_MS / 4000)
+        if self._stop.is_set():
+            return
+        holder = self.fabric.holder(self._fqcn)
+        if holder not in (None, self._token):
+            log.error("another process has taken over the address %s; this one takes in nothing more", self._fqcn)
+            self._stop.set()
+            return
+        self._announce()
+
+    def _read_once(self) -> None:
+        own = answers_of(self._fqcn, self._token)
+        free = HANDLERS - self._busy
+        keys = [own, inbox_of(self._fqcn)] if free > 0 else [own]
+        found = self._reading.read(keys, max(1, free), LOOK_MS if free > 0 else 20)
+        answers = [(entry, fields) for key, entry, fields in found if key == own]
+        for _, fields in answers:
+            self._take_answer(fields)
+        if answers:
+            self.fabric.remove(own, [entry for entry, _ in answers])
+        entries = [(entry, fields.get(b"i", b"")) for key, entry, fields in found if key != own]
+        if not entries:
+            return
+        for (_, message), frame in zip(entries, self.fabric.accept(self._fqcn, entries), strict=True):
+            if frame is None:
+                log.info("message %s is gone, or was taken before", message.decode(errors="replace")[:64])
+                continue
+            with self._lock:
+                self._busy += 1
+            self._pool.submit(self._handle, frame)
+
+    def _take_answer(self, fields: dict[bytes, bytes]) -> None:
+        message = fields.get(b"i", b"").decode(errors="replace")
+        with self._lock:
+            wait = self._waiting.get(message)
+        if wait is None:
+            self.late_answers += 1
+            self.fabric.drop([f"{message}:r"])
+        elif fields.get(b"k", b"").decode(errors="replace") == wait.envelope.key:
+            wait.done.set()
+        else:
+            log.error("a forged answer to %s was refused", message[:64])
+
+    def _handle(self, frame: bytes) -> None:
+        try:
+            self._take(frame)
+        except LogUnavailable as error:
+            log.warning("a message could not be handled: %s", error)
+        except Exception:
+            log.exception("a message could not be handled")
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _take(self, frame: bytes) -> None:
+        began = time.monotonic()
+        envelope: Envelope | None = None
+        try:
+            envelope = envelope_of(frame)
+            if envelope.target != self._fqcn or envelope.kind != "request":
+                self._refuse(envelope, CellReturnCode.INVALID_TARGET, f"it is for {envelope.target[:100]!r}")
+                return
+            request = unpack(frame, envelope, self.ring)
+        except (KeyUnknown, SealBroken) as error:
+            self._refuse(envelope, CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")
+            return
+        except (PayloadInvalid, ArgumentInvalid) as error:
+            self._refuse(envelope, CellReturnCode.INVALID_REQUEST, f"{error.code}: {error.what}")
+            return
+        if self.journal is not None:
+            try:
+                self.journal.received(envelope)
+            except FlightlogError as error:
+                self._answer(envelope, failed(CellReturnCode.SERVICE_UNAVAILABLE, error.what), began)
+                return
+        reply = self._call(envelope, request)
+        if not envelope.reply:
+            self.fabric.drop([envelope.id])  # nobody else will
+        self._answer(envelope, reply, began)
+
+    def _call(self, envelope: Envelope, request: Message) -> Message:
+        handler = next(
+            (
+                self._handlers[key]
+                for key in ((envelope.channel, envelope.topic), (envelope.channel, "*"), ("*", "*"))
+                if key in self._handlers
+            ),
+            None,
+        )
+        if handler is None:
+            return failed(CellReturnCode.INVALID_REQUEST, f"nobody handles {envelope.channel}:{envelope.topic}"[:300])
+        try:
+            reply = handler(request)
+        except Exception as error:
+            log.exception("the handler of %s:%s raised", envelope.channel, envelope.topic)
+            return failed(CellReturnCode.PROCESS_EXCEPTION, f"{type(error).__name__}: {error}"[:500])
+        if reply is None and not envelope.reply:
+            return Message()
+        if not isinstance(reply, Message):
+            return failed(
+                CellReturnCode.PROCESS_EXCEPTION, f"the handler returned a {type(reply).__name__}, not a Message"
+            )
+        return reply
+
+    def _refuse(self, envelope: Envelope | None, code: str, why: str) -> None:
+        log.error("a message was refused: %s", why)
+        if self.journal is not None:
+            self.journal.refused(envelope, code, why)
+        if envelope is not None and envelope.reply and envelope.kind == "request":
+            self._send_answer(envelope, *self._packed(envelope, failed(code, why)))
+
+    def _answer(self, envelope: Envelope, reply: Message, began: float) -> None:
+        frame, answer = self._packed(envelope, reply)
+        if self.journal is not None:
+            self.journal.handled(envelope, answer, int((time.monotonic() - began) * 1000))
+        if envelope.reply:
+            self._send_answer(envelope, frame, answer)
+
+    def _packed(self, envelope: Envelope, reply: Message) -> tuple[bytes, Envelope]:
+        def packed(message: Message) -> tuple[bytes, Envelope]:
+            answer = Envelope(
+                id=envelope.id,
+                kind="answer",
+                sender=self._fqcn,
+                target=envelope.sender,
+                channel=envelope.channel,
+                topic=envelope.topic,
+                key=envelope.key,
+                code=message.return_code,
+                sealed=envelope.sealed and self.ring is not None and message.return_code == CellReturnCode.OK,
+            )
+            return pack(answer, message, self.ring)
+
+        try:
+            frame, answer = packed(reply)
+        except (PayloadInvalid, KeyUnknown) as error:
+            return packed(failed(CellReturnCode.PROCESS_EXCEPTION, f"the answer cannot be sent: {error.what}"))
+        if len(frame) > self._payload_max:
+            return packed(failed(CellReturnCode.MSG_TOO_BIG, f"the answer has {len(frame)} bytes"))
+        return frame, answer
+
+    def _send_answer(self, envelope: Envelope, frame: bytes, answer: Envelope) -> None:
+        try:
+            sender = check_fqcn(envelope.sender)
+        except ArgumentInvalid:
+            return  # it was refused already
+        whom = sender if envelope.reply_to else sender.partition(".")[0]
+        token = envelope.reply_to if len(envelope.reply_to) == 16 and envelope.reply_to.isalnum() else ""
+        self.fabric.answer(
+            answers_of(whom, token),
+            frame,
+            LINGER * 3,
+            {
+                "i": envelope.id,
+                "k": envelope.key,
+                "c": answer.code,
+                "s": answer.size,
+                "d": answer.sha256.hex(),
+                "f": self._fqcn,
+            },
+        )
+
+    def _guard(self, once: Callable[[], None]) -> None:
+        """Run a loop until the end; a fabric that is away is waited for."""
+        away = False
+        while not self._stop.is_set():
+            try:
+                once()
+                away = False
+            except LogUnavailable as error:
+                if not away:
+                    log.warning("%s waits: %s", self._fqcn, error)
+                away = True
+                self._stop.wait(0.1)
+                self._try_again()
+            except Exception:
+                log.exception("the cell stumbled; it goes on")
+                self._stop.wait(0.1)
+
+    def _try_again(self) -> None:
+        """A fabric that comes back has forgotten us: say at once that we are there."""
+        try:
+            if not self._stop.is_set() and self.fabric.holder(self._fqcn) is None:
+                self._announce()
+        except LogUnavailable as error:
+            log.debug("the fabric is still away: %s", error)
+
+
+class _Wait:
+    """A request of ours that waits for its answer."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.done = threading.Event()
+
+
+def open_answer(frame: bytes | None, request: Envelope, ring: KeyRing | None) -> Message:
+    """The answer in a frame, if it is one to this request; else a message that says why not."""
+    if frame is None:
+        return failed(CellReturnCode.COMM_ERROR, "payload lost: the answer is gone from the fabric")
+    try:
+        answer = envelope_of(frame)
+        if (answer.id, answer.kind, answer.sender, answer.key) != (request.id, "answer", request.target, request.key):
+            return failed(CellReturnCode.AUTHENTICATION_ERROR, "a forged answer")
+        if request.sealed and not answer.sealed and answer.code == CellReturnCode.OK:
+            return failed(CellReturnCode.AUTHENTICATION_ERROR, "the answer to a sealed request came unsealed")
+        return unpack(frame, answer, ring)
+    except (KeyUnknown, SealBroken) as error:
+        return failed(CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")
+    except FlightlogError as error:
+        return failed(CellReturnCode.COMM_ERROR, f"{error.code}: {error.what}")

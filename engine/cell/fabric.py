@@ -1,0 +1,172 @@
+"""The fabric as cells use it: payloads under message ids, inboxes, answers, and who is there.
+
+Keys: ``ff:<id>`` a message's bytes, ``ff:<id>:r`` its answer's; ``ff:{<fqcn>}:in`` an inbox, ``:re`` the answers
+that a site's collector reads, ``:up`` a cell's sign of life, ``:seen:`` what it has taken; ``ff:cells`` every address
+that was ever there. Nothing of it is durable: the record says what was meant, and what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any, cast
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from events.errors import LogUnavailable
+
+CELLS = "ff:cells"
+UP_MS = 6000  # a cell that does not renew its sign of life is gone after this
+INBOX_LIFE_MS = 3_600_000  # an inbox that nobody reads
+#: What is kept of answers that no collector reads.
+ANSWERS_MAX = 100_000
+#: Milliseconds that a payload outlives its message's deadline.
+MARGIN_MS = 10_000
+
+
+def inbox_of(fqcn: str) -> str:
+    """Key of a cell's inbox."""
+    return f"ff:{{{fqcn}}}:in"
+
+
+def answers_of(fqcn: str, reply_to: str = "") -> str:
+    """Key of the answers to a site's requests, or to one cell's own."""
+    return f"ff:{{{fqcn}}}:re" + (f":{reply_to}" if reply_to else "")
+
+
+def up_of(fqcn: str) -> str:
+    """Key of a cell's sign of life."""
+    return f"ff:{{{fqcn}}}:up"
+
+
+class Fabric:
+    """A connection to the fabric server, for messages.
+
+    Args:
+        url: of the server.
+        blocking: for reads that wait; else waits are bounded by five seconds.
+    """
+
+    def __init__(self, url: str, *, blocking: bool = False) -> None:
+        self.url = url
+        self.client = redis.Redis.from_url(
+            url,
+            protocol=2,
+            driver_info=None,
+            socket_timeout=10 if blocking else 5,
+            socket_connect_timeout=2,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 1),
+        )
+        self._deliver = self.client.register_script((files("engine") / "cell" / "deliver.lua").read_text("utf-8"))
+        self._accept = self.client.register_script((files("engine") / "cell" / "accept.lua").read_text("utf-8"))
+
+    # -- payloads ------------------------------------------------------------------------------
+
+    def put(self, name: str, frame: bytes, life: float) -> None:
+        """Keep bytes under a message's id (``<id>``, or ``<id>:r`` for its answer) for ``life`` seconds and a bit."""
+        with reachable():
+            self.client.set(f"ff:{name}", frame, px=int(life * 1000) + MARGIN_MS)
+
+    def fetch(self, name: str) -> bytes | None:
+        """Take bytes away; None where they are gone."""
+        with reachable():
+            return cast("bytes | None", self.client.getdel(f"ff:{name}"))
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove payloads."""
+        if names:
+            with reachable():
+                self.client.delete(*(f"ff:{name}" for name in names))
+
+    # -- delivery --------------------------------------------------------------------------------
+
+    def deliver(self, target: str, ids: Sequence[str], inbox_max: int) -> list[str]:
+        """Put messages into a cell's inbox; a word per id: OK, LOST, FULL, DOWN, UNKNOWN."""
+        with reachable():
+            words = self._deliver(
+                keys=[CELLS, up_of(target), inbox_of(target)], args=[target, inbox_max, INBOX_LIFE_MS, *ids]
+            )
+        return [word.decode() for word in words]
+
+    def accept(self, fqcn: str, entries: Sequence[tuple[bytes, bytes]]) -> list[bytes | None]:
+        """Take messages out of our inbox: (entry, message id) -> payload, or None where it is gone or was taken."""
+        args: list[Any] = [f"ff:{{{fqcn}}}:seen:"]
+        for entry in entries:
+            args += entry
+        with reachable():
+            return cast("list[bytes | None]", self._accept(keys=[inbox_of(fqcn)], args=args))
+
+    def answer(self, key: str, frame: bytes, life: float, entry: Mapping[str, str | int]) -> None:
+        """Keep an answer's bytes and tell whoever reads ``key``."""
+        fields: list[Any] = [part for pair in entry.items() for part in pair]
+        with reachable():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.set(f"ff:{entry['i']}:r", frame, px=int(life * 1000) + MARGIN_MS)
+            pipe.execute_command("XADD", key, "MAXLEN", "~", ANSWERS_MAX, "*", *fields)  # type: ignore[no-untyped-call]
+            pipe.pexpire(key, INBOX_LIFE_MS)
+            pipe.execute()
+
+    def read(self, keys: Sequence[str], count: int, block_ms: int) -> list[tuple[str, bytes, dict[bytes, bytes]]]:
+        """(key, entry, fields) of what waits in these streams, oldest first; waits where there is nothing."""
+        with reachable():
+            found = cast(
+                "list[Any]", self.client.xread(dict.fromkeys(keys, "0-0"), count=count, block=block_ms) or []
+            )
+        return [(key.decode(), entry, fields) for key, entries in found for entry, fields in entries]
+
+    def remove(self, key: str, entries: Sequence[bytes]) -> None:
+        """Take entries out of a stream."""
+        if entries:
+            with reachable():
+                self.client.xdel(key, *entries)
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def announce(self, fqcn: str, token: str, about: Mapping[str, Any]) -> None:
+        """Say that a cell is there, for a few seconds; a newer one of the same address takes over."""
+        with reachable():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.hset(CELLS, fqcn, json.dumps(dict(about)))
+            pipe.set(up_of(fqcn), token, px=UP_MS)
+            pipe.execute()
+
+    def holder(self, fqcn: str) -> str | None:
+        """Token of the cell that is there; None: none is."""
+        with reachable():
+            value = cast("bytes | None", self.client.get(up_of(fqcn)))
+        return value.decode() if value else None
+
+    def withdraw(self, fqcn: str, token: str) -> None:
+        """Say that a cell is gone."""
+        if self.holder(fqcn) == token:
+            with reachable():
+                self.client.delete(up_of(fqcn))
+
+    def deduplicates(self, fqcn: str) -> bool:
+        """Whether the cell at an address takes a message once, however often it is delivered."""
+        with reachable():
+            about = cast("bytes | None", self.client.hget(CELLS, fqcn))
+        try:
+            return bool(about and json.loads(about).get("once"))
+        except (ValueError, AttributeError):
+            return False  # something else has written there
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.client.close()
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn the client's errors into the catalogue's."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise LogUnavailable(
+            f"the fabric server does not answer ({str(error)[:200] or type(error).__name__})",
+            "flightlog up starts an embedded one; with fabric_url set, start that server",
+        ) from error

@@ -1,0 +1,229 @@
+"""The server peer: its own cell on the fabric, the sites that registered, and jobs on them.
+
+What a federation without another server runs, and what demo and tests use. It keeps no record: the sites do.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from engine.aux.codes import reply_of
+from engine.aux.dispatch import AuxHandler, dispatch
+from engine.cell.cell import FabricCell
+from engine.cell.keys import KeyRing
+from engine.cell.message import CellChannel, CellReturnCode, Message, MessageHeaderKey, failed
+from engine.constants import ReservedKey, ReturnCode
+from engine.context import FLContext, FLContextManager
+from engine.errors import ArgumentInvalid, CallTimeout
+from engine.federation.job import ServerJob
+from engine.federation.topics import REGISTER, AdminTopic
+from engine.files import write_json
+from engine.server import EmbeddedServer
+from engine.shareable import Shareable, make_reply
+from engine.tasking import TASK_ID, TaskTopic
+from engine.workspace import Workspace
+
+log = logging.getLogger("flightlog.federation")
+
+COMMAND_TIMEOUT = 20.0
+
+
+class FederationServer:
+    """A server peer.
+
+    Args:
+        folder: for its keys, and the fabric it starts where none is named.
+        name: its address.
+        fabric_url: of a fabric server that runs already; sites are given the same.
+        secure: seal commands and tasks for the sites; their keys have to be trusted here, and ours there.
+    """
+
+    def __init__(
+        self, folder: Path | str, *, name: str = "server", fabric_url: str = "", secure: bool = False
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.name = name
+        self.secure = secure
+        self._embedded: EmbeddedServer | None = None
+        if not fabric_url:
+            self._embedded = EmbeddedServer(_home(self.folder, name), "fabric")
+            self._embedded.ensure()
+            fabric_url = self._embedded.url
+        self.fabric_url = fabric_url
+        self.ring = KeyRing(self.folder / "startup", name)
+        self.cell = FabricCell(fabric_url, name, ring=self.ring)
+        #: Sites that have registered: name -> what they said.
+        self.sites: dict[str, Shareable] = {}
+        self._changed = threading.Condition()
+        self._aux: dict[str, AuxHandler] = {}
+        self._jobs: dict[str, ServerJob] = {}
+        self._contexts = FLContextManager(engine=self, identity_name=name)
+        self.cell.register_request_cb(CellChannel.SERVER_MAIN, REGISTER, self._register)
+        self.cell.register_request_cb(CellChannel.SERVER_MAIN, TaskTopic.RESULT, self._result)
+        self.cell.register_request_cb(CellChannel.AUX_COMMUNICATION, "*", self._aux_message)
+
+    def start(self) -> Self:
+        """Be there."""
+        self.cell.start()
+        return self
+
+    def stop(self) -> None:
+        """Be gone, with the fabric that we started."""
+        self.cell.stop()
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- sites ---------------------------------------------------------------------------------------
+
+    def wait_for_sites(self, count: int, timeout: float = 60.0) -> list[str]:
+        """Wait until so many sites have registered; their names, sorted.
+
+        Raises:
+            CallTimeout: they have not, in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.sites) >= count, timeout):
+                raise CallTimeout(
+                    f"{len(self.sites)} of {count} sites have registered within {timeout:g} s",
+                    f"bring them up with FLIGHTLOG_FEDERATION={self.name} and FLIGHTLOG_FABRIC_URL={self.fabric_url}",
+                )
+            return sorted(self.sites)
+
+    def _register(self, request: Message) -> Message:
+        origin = str(request.get_header(MessageHeaderKey.ORIGIN))
+        said = request.payload
+        if not isinstance(said, Shareable) or said.get("site") != origin:
+            return failed(CellReturnCode.INVALID_REQUEST, f"{origin} registers as {said!r}"[:200])
+        with self._changed:
+            self.sites[origin] = said
+            self._changed.notify_all()
+        log.info("%s has registered", origin)
+        return Message(payload=make_reply(ReturnCode.OK))
+
+    # -- commands --------------------------------------------------------------------------------------
+
+    def deploy(
+        self, job_id: str, app_name: str, meta: Mapping[str, Any], app: bytes, sites: Sequence[str] | None = None
+    ) -> dict[str, str]:
+        """Have sites deploy an app; site -> "" where it is in place, else what stood against it."""
+        said = {"job_id": job_id, "app_name": app_name, "meta": dict(meta), "app": app}
+        return self._command(AdminTopic.DEPLOY, said, sites)
+
+    def run(
+        self, job_id: str, meta: Mapping[str, Any], sites: Sequence[str] | None = None, timeout: float = 60.0
+    ) -> ServerJob:
+        """Have sites start a job, and wait until its processes are there.
+
+        Raises:
+            ArgumentInvalid: a site did not start it; the message says which and why.
+            CallTimeout: a process did not come up in time.
+        """
+        chosen = list(sites or sorted(self.sites))
+        answers = self._command(AdminTopic.START, {"job_id": job_id, "meta": dict(meta)}, chosen)
+        failed_sites = {site: answer for site, answer in answers.items() if not answer.startswith("Start")}
+        if failed_sites:
+            raise ArgumentInvalid(
+                f"{job_id} was not started: {failed_sites}", "look at these sites: flightlog why JOB"
+            )
+        job = self._jobs[job_id] = ServerJob(self, job_id, chosen)
+        job.wait_ready(timeout)
+        return job
+
+    def abort(self, job_id: str, sites: Sequence[str] | None = None, reason: str = "") -> dict[str, str]:
+        """Have sites abort a job; site -> answer."""
+        return self._command(AdminTopic.ABORT, {"job_id": job_id, "reason": reason or None}, sites)
+
+    def abort_task(self, job_id: str, sites: Sequence[str] | None = None) -> dict[str, str]:
+        """Have sites give up a job's current task; site -> answer."""
+        return self._command(AdminTopic.ABORT_TASK, {"job_id": job_id}, sites)
+
+    def delete(self, job_id: str, sites: Sequence[str] | None = None) -> dict[str, str]:
+        """Have sites remove a job's run folder; site -> answer."""
+        return self._command(AdminTopic.DELETE, {"job_id": job_id}, sites)
+
+    def status(self, sites: Sequence[str] | None = None) -> dict[str, Any]:
+        """What runs on the sites: site -> the engine's status."""
+        return self._command(AdminTopic.STATUS, {}, sites)
+
+    def _command(self, topic: str, said: dict[str, Any], sites: Sequence[str] | None) -> dict[str, Any]:
+        targets = list(sites or sorted(self.sites))
+        answers = self.cell.broadcast_request(
+            CellChannel.CLIENT_MAIN, topic, targets, Message(payload=said), COMMAND_TIMEOUT, secure=self.secure
+        )
+        found: dict[str, Any] = {}
+        for site, answer in answers.items():
+            payload = answer.payload if isinstance(answer.payload, dict) else {}
+            if answer.return_code != CellReturnCode.OK:
+                found[site] = f"{answer.return_code}: {answer.get_header('error', '')}"
+            else:
+                found[site] = payload.get("answer", payload.get("error", ""))
+        return found
+
+    # -- tasks and aux -----------------------------------------------------------------------------------
+
+    def _result(self, request: Message) -> Message:
+        origin = str(request.get_header(MessageHeaderKey.ORIGIN))
+        site, _, job = origin.partition(".")
+        known = self._jobs.get(job)
+        if known is None:
+            return failed(CellReturnCode.INVALID_REQUEST, f"no job {job[:100]!r} runs here")
+        known.take_result(site, str(request.get_header(TASK_ID)), request.payload)
+        return Message(payload=make_reply(ReturnCode.OK))
+
+    def new_context(self) -> FLContext:
+        """A context of the server's."""
+        return self._contexts.new_context()
+
+    def register_aux_message_handler(self, topic: str, message_handle_func: AuxHandler) -> None:
+        """Have a function answer aux requests on a topic.
+
+        Raises:
+            ArgumentInvalid: the topic is empty or taken.
+        """
+        if not topic or topic in self._aux or not callable(message_handle_func):
+            raise ArgumentInvalid(
+                f"topic {topic!r} is empty or taken, or the handler cannot be called", field="topic"
+            )
+        self._aux[topic] = message_handle_func
+
+    def send_aux_request(
+        self, targets: Sequence[str], topic: str, request: Shareable, timeout: float, *, secure: bool = False
+    ) -> dict[str, Shareable]:
+        """Ask sites, or jobs on them; target -> reply."""
+        request.set_peer_props({ReservedKey.IDENTITY_NAME: self.name})
+        answers = self.cell.broadcast_request(
+            CellChannel.AUX_COMMUNICATION, topic, targets, Message(payload=request), timeout, secure=secure
+        )
+        return {
+            target: reply_of(answer.return_code, str(answer.get_header("error", "")), answer)
+            for target, answer in answers.items()
+        }
+
+    def _aux_message(self, message: Message) -> Message:
+        topic = str(message.get_header(MessageHeaderKey.TOPIC))
+        reply = dispatch(self._aux, topic, message.payload, self.new_context())
+        reply.set_peer_props({ReservedKey.IDENTITY_NAME: self.name})
+        return Message(payload=reply)
+
+
+def _home(folder: Path, name: str) -> Workspace:
+    """A folder in which the embedded fabric can live."""
+    workspace = Workspace(folder, name)
+    workspace.flight.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (workspace.flight / "site.json").exists():
+        write_json(workspace.flight / "site.json", {"site": name, "id": secrets.token_hex(8)})
+    return workspace
