@@ -16,6 +16,7 @@ from events.errors import RevisionConflict
 from events.standin import StandIn
 from events.store import Store, translated
 from events.subjects import SITE, job_subject
+from events.together import Together
 
 #: Times that a decision is made anew when the job changes between looking and recording.
 REDECIDE = 5
@@ -77,6 +78,7 @@ class Jobs:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.log = Log(store, self._rebuild)
+        self._together = Together(self.log.append_each)
 
     def _rebuild(self, why: str) -> None:
         from events.bodies.site import ProjectionRebuilt
@@ -170,7 +172,7 @@ class Jobs:
         """Record notes about a job, or about the site; they never transition."""
         subject = job_subject(job_id) if job_id else SITE
         ops = note_ops(call, job_id, bodies, ops)
-        return self.log.append(call, [NewEvent(subject, body) for body in bodies], ops)
+        return self._together((call, [NewEvent(subject, body) for body in bodies], ops))
 
     def note_all(self, call: Call, notes: Sequence[Note]) -> Appended:
         """Record notes about several jobs, or the site, in one append: all of them, or none."""

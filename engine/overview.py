@@ -106,12 +106,15 @@ def resources(jobs: Jobs) -> list[dict[str, Any]]:
 
 
 def workers(site: Site) -> list[dict[str, Any]]:
-    """The RQ workers of the site's queue."""
+    """The RQ workers of the site's queues."""
     from rq import Worker
 
     try:
-        found = Worker.all(queue=site.bells.queue)
-        return [{"name": w.name, "pid": w.pid, "host": w.hostname, "state": str(w.get_state())} for w in found]
+        return [
+            {"name": w.name, "kind": kind, "pid": w.pid, "host": w.hostname, "state": str(w.get_state())}
+            for kind, queue in (("work", site.bells.queue), ("io", site.bells.io))
+            for w in Worker.all(queue=queue)
+        ]
     except redis.RedisError:
         return []
 

@@ -128,6 +128,10 @@ class Appended:
     ring: bool = False
 
 
+#: A call, its events, and what changes with them.
+Request = tuple[Call, Sequence[NewEvent], Ops | None]
+
+
 class Log:
     """Appends to one site's log.
 
@@ -181,6 +185,37 @@ class Log:
                 raise _error(answer, expected)
         raise NeedsRebuild(f"the record does not settle: {answer}")
 
+    def append_each(self, requests: Sequence[Request]) -> list[Appended | Exception]:
+        """Several appends of different calls in one round trip; each is whole by itself.
+
+        Args:
+            requests: (call, events, operations); none of them guarded.
+
+        Returns:
+            Per request what ``append`` gives, or the error that it raises.
+        """
+        if len(requests) == 1:
+            return [self._or_error(requests[0])]
+        self.store.ensure_safe()
+        keys = (self.store.keys.log, self.store.keys.heads)
+        with translated():
+            pipe = self.store.client.pipeline(transaction=False)
+            for call, events, ops in requests:
+                pipe.evalsha(self.store.append_script.sha, 2, *keys, *self._args(call, events, ops, None))
+            answers = pipe.execute(raise_on_error=False)
+        return [
+            _appended(answer, len(request[1]))
+            if isinstance(answer, list) and answer[0] in ("OK", "REPEAT")
+            else self._or_error(request)  # the script is not loaded, the heads want a rebuild, ...: by itself, then
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    def _or_error(self, request: Request) -> Appended | Exception:
+        try:
+            return self.append(*request)
+        except Exception as error:  # noqa: BLE001 - it belongs to the one who asked
+            return error
+
     def known(self, call: Call) -> Appended | None:
         """The first answer to a call that came before; None for a new one.
 
@@ -203,6 +238,19 @@ class Log:
         ops: Ops | None,
         expected: tuple[str, int] | None,
     ) -> list[Any]:
+        with translated():
+            answer: list[Any] = self.store.append_script(
+                keys=[self.store.keys.log, self.store.keys.heads], args=self._args(call, events, ops, expected)
+            )
+        return answer
+
+    def _args(
+        self,
+        call: Call,
+        events: Sequence[NewEvent],
+        ops: Ops | None,
+        expected: tuple[str, int] | None,
+    ) -> list[str | int]:
         store = self.store
         actor = call.actor.model_dump_json(exclude_none=True)
         life = 0 if ops is not None and ops.opens else REMEMBERED
@@ -226,9 +274,7 @@ class Log:
             ]
         if ops is not None:
             args += ops.args
-        with translated():
-            answer: list[Any] = store.append_script(keys=[store.keys.log, store.keys.heads], args=args)
-        return answer
+        return args
 
 
 def _appended(answer: list[Any], count: int) -> Appended:

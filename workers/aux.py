@@ -19,7 +19,6 @@ from events.bodies.base import Body
 from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxSent, SendStarted
 from workers.closing import close_all
 
-LOOK_EVERY = 0.0002  # seconds between two looks at an empty lane
 #: What the fabric says of a message that it does not take -> code and words of the outcome.
 REFUSALS = {
     "LOST": ("PAYLOAD_LOST", "its payload is gone: the fabric server has lost it, or it waited too long"),
@@ -53,8 +52,7 @@ class Drain:
 
     def run(self) -> None:
         """Until the turn is over, the lane is empty, or it is another's."""
-        settings = self.site.settings
-        turn_ends = time.monotonic() + settings.lane_turn
+        turn_ends = time.monotonic() + self.site.settings.lane_turn
         step = self._step()
         while step.word == "OK":
             through = self._again(step) if step.flying else []
@@ -67,19 +65,18 @@ class Drain:
                 return
             step = self._step(through=through)
             if step.word == "OK" and not step.ids and not step.flying:
-                step = self._linger(settings.lane_linger)
+                step = self._linger(self.site.settings.lane_linger)
 
     def _step(self, how: str = "GO", through: Sequence[str] = ()) -> Step:
         return self.lanes.step(self.lane, self.token, self.site.settings.lane_lease, how, through)  # type: ignore[arg-type]
 
     def _linger(self, seconds: float) -> Step:
-        """Watch an empty lane for a moment, since a bell costs more; then leave it, if it is empty still."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.site.bells.others_wait():
-            time.sleep(LOOK_EVERY)
-            step = self._step()
-            if step.word != "OK" or step.ids or step.flying:
-                return step
+        """Wait at an empty lane for a moment, since a bell costs more; then leave it, if it is empty still."""
+        if seconds > 0 and not self.site.bells.others_wait():
+            outbox = self.lanes.store.keys.outbox(self.lane)
+            # From the head to the head: it waits for a message and moves nothing.
+            if self.lanes.store.command("BLMOVE", outbox, outbox, "LEFT", "LEFT", seconds) is not None:
+                return self._step()
         return self._step("LEAVE")
 
     def _send(self, step: Step) -> list[str]:

@@ -16,16 +16,23 @@ FIELDS = ("job", "position", "correlation", "target", "reply", "reply_key", "ope
 
 def fields_of(site: Site, ids: Sequence[str]) -> list[dict[str, str] | None]:
     """What is kept of the open work of messages; None where it is closed."""
+    return look_at(site, ids)[0]
+
+
+def look_at(site: Site, ids: Sequence[str]) -> tuple[list[dict[str, str] | None], int]:
+    """The same, and the time in ms by the record's clock, in one round trip."""
     keys = site.jobs.store.keys
     with translated():
         pipe = site.jobs.store.client.pipeline(transaction=False)
         for message in ids:
             pipe.hmget(keys.work(f"aux_{message}"), FIELDS)
-        answers = cast("list[list[str | None]]", pipe.execute())
-    return [
+        pipe.time()
+        *answers, (seconds, micros) = pipe.execute()
+    fields = [
         {name: value or "" for name, value in zip(FIELDS, answer, strict=True)} if answer[1] else None
         for answer in answers
     ]
+    return fields, int(seconds) * 1000 + int(micros) // 1000
 
 
 def close_all(

@@ -23,7 +23,7 @@ from engine.site import Site
 from events.bodies.base import Body
 from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxReplied, MessageRefused, RepliesDropped
 from events.errors import LogUnavailable
-from workers.closing import close_all, fields_of
+from workers.closing import close_all, fields_of, look_at
 
 log = logging.getLogger("flightlog.collector")
 
@@ -90,8 +90,8 @@ class Collector:
         passing("answers-read")
         answers = [(entry, _text(fields)) for _, entry, fields in found]
         ids = [fields.get("i", "") for _, fields in answers]
-        works = dict(zip(ids, fields_of(self.site, ids), strict=True))
-        now = self.site.jobs.store.now_ms()
+        found_works, now = look_at(self.site, ids)
+        works = dict(zip(ids, found_works, strict=True))
         outcomes: dict[str, Body] = {}
         known: dict[str, dict[str, str]] = {}
         useless = []
@@ -113,8 +113,7 @@ class Collector:
                 )
         close_all(self.site, list(outcomes.values()), role="collector", known=known)
         passing("answers-recorded")
-        self.fabric.remove(self.key, [entry for entry, _ in answers])
-        self.fabric.drop([*outcomes, *useless])
+        self.fabric.remove(self.key, [entry for entry, _ in answers], [*outcomes, *useless])
 
     def _drop(self, message: str) -> None:
         """An answer that nobody waits for: dropped, and counted."""

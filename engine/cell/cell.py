@@ -86,6 +86,7 @@ class FabricCell:
         self._pool = ThreadPoolExecutor(HANDLERS, thread_name_prefix="handler")
         self._busy = 0
         self._lock = threading.Lock()
+        self._freed = threading.Condition(threading.Lock())
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._guard, args=(self._read_once,), name="cell-read", daemon=True),
@@ -291,9 +292,12 @@ class FabricCell:
 
     def _read_once(self) -> None:
         own = answers_of(self._fqcn, self._token)
-        free = HANDLERS - self._busy
+        with self._freed:
+            # With all handlers busy, answers are still taken in: a handler may wait for one.
+            self._freed.wait_for(lambda: self._busy < HANDLERS, 0.02)
+            free = HANDLERS - self._busy
         keys = [own, inbox_of(self._fqcn)] if free > 0 else [own]
-        found = self._reading.read(keys, max(1, free), LOOK_MS if free > 0 else 20)
+        found = self._reading.read(keys, max(1, free), LOOK_MS if free > 0 else 1)
         answers = [(entry, fields) for key, entry, fields in found if key == own]
         for _, fields in answers:
             self._take_answer(fields)
@@ -306,7 +310,7 @@ class FabricCell:
             if frame is None:
                 log.info("message %s is gone, or was taken before", message.decode(errors="replace")[:64])
                 continue
-            with self._lock:
+            with self._freed:
                 self._busy += 1
             self._pool.submit(self._handle, frame)
 
@@ -330,8 +334,9 @@ class FabricCell:
         except Exception:
             log.exception("a message could not be handled")
         finally:
-            with self._lock:
+            with self._freed:
                 self._busy -= 1
+                self._freed.notify()
 
     def _take(self, frame: bytes) -> None:
         began = time.monotonic()

@@ -18,6 +18,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from events.errors import LogUnavailable
+from events.together import Together
 
 CELLS = "ff:cells"
 UP_MS = 6000  # a cell that does not renew its sign of life is gone after this
@@ -61,6 +62,7 @@ class Fabric:
             socket_connect_timeout=2,
             retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 1),
         )
+        self._commands: Together[tuple[Any, ...], Any] = Together(self._each)
         self._deliver = self.client.register_script((files("engine") / "cell" / "deliver.lua").read_text("utf-8"))
         self._accept = self.client.register_script((files("engine") / "cell" / "accept.lua").read_text("utf-8"))
 
@@ -68,13 +70,25 @@ class Fabric:
 
     def put(self, name: str, frame: bytes, life: float) -> None:
         """Keep bytes under a message's id (``<id>``, or ``<id>:r`` for its answer) for ``life`` seconds and a bit."""
-        with reachable():
-            self.client.set(f"ff:{name}", frame, px=int(life * 1000) + MARGIN_MS)
+        self._commands(("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS))
 
     def fetch(self, name: str) -> bytes | None:
         """Take bytes away; None where they are gone."""
+        return cast("bytes | None", self._commands(("GETDEL", f"ff:{name}")))
+
+    def _each(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         with reachable():
-            return cast("bytes | None", self.client.getdel(f"ff:{name}"))
+            if len(commands) == 1:
+                return [self.client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+            pipe = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            return [
+                LogUnavailable(f"the fabric server refused a payload: {answer}")
+                if isinstance(answer, Exception)
+                else answer
+                for answer in pipe.execute(raise_on_error=False)
+            ]
 
     def drop(self, names: Sequence[str]) -> None:
         """Remove payloads."""
@@ -107,7 +121,6 @@ class Fabric:
             pipe = self.client.pipeline(transaction=False)
             pipe.set(f"ff:{entry['i']}:r", frame, px=int(life * 1000) + MARGIN_MS)
             pipe.execute_command("XADD", key, "MAXLEN", "~", ANSWERS_MAX, "*", *fields)  # type: ignore[no-untyped-call]
-            pipe.pexpire(key, INBOX_LIFE_MS)
             pipe.execute()
 
     def read(self, keys: Sequence[str], count: int, block_ms: int) -> list[tuple[str, bytes, dict[bytes, bytes]]]:
@@ -118,11 +131,15 @@ class Fabric:
             )
         return [(key.decode(), entry, fields) for key, entries in found for entry, fields in entries]
 
-    def remove(self, key: str, entries: Sequence[bytes]) -> None:
-        """Take entries out of a stream."""
-        if entries:
-            with reachable():
-                self.client.xdel(key, *entries)
+    def remove(self, key: str, entries: Sequence[bytes], payloads: Sequence[str] = ()) -> None:
+        """Take entries out of a stream, and remove payloads with them."""
+        with reachable():
+            pipe = self.client.pipeline(transaction=False)
+            if entries:
+                pipe.xdel(key, *entries)
+            if payloads:
+                pipe.delete(*(f"ff:{name}" for name in payloads))
+            pipe.execute()
 
     # -- who is there ----------------------------------------------------------------------------
 
