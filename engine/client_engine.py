@@ -196,6 +196,8 @@ class ClientEngine:
             "since": iso(time.time_ns() // 10**6),
             "purpose": self._purpose,
             "network": site.settings.network,
+            "record_url": site.settings.record_url,
+            "fabric_url": site.settings.fabric_url,
         }
         write_json(site.workspace.flight / "owner.json", owner)
         self._holdings.sync(opening=True)

@@ -15,6 +15,7 @@ from events.bodies.messages import ErrorsReset, JobLogConfigured, TaskAbortReque
 from events.envelope import digest_of
 
 ERROR = "NVFLARE_ERROR: "
+TASK_ABORTED = "Abort signal has been sent to the current task."
 
 
 class CommandTopic:
@@ -76,7 +77,7 @@ class JobTalk:
         answer = self._ask(method, job_id, CommandTopic.ABORT_TASK, call=call)
         if answer.return_code != CellReturnCode.OK:
             return ERROR + str(answer.get_header("error", answer.return_code))
-        return "Abort signal has been sent to the current task."
+        return TASK_ABORTED
 
     def run_info(self, job_id: str) -> ClientRunInfo:
         """See ``ClientEngine.get_current_run_info``."""

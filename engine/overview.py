@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import redis
 
-from engine.files import FileLock, read_json
+from engine.files import read_json
 from engine.fold import JobState
 from engine.jobs import Jobs
 from engine.lifecycle import EXECUTORS, LIVE, State
-from engine.orders import start_ticks
+from engine.owner import owner_of
 from engine.present import caretaker_there
 from engine.site import Site
 from engine.workspace import Workspace
@@ -19,22 +19,6 @@ from events.envelope import iso
 from events.read import last_position
 
 CARETAKER_LATE = 30.0  # seconds
-
-
-def owner_of(workspace: Workspace) -> dict[str, Any] | None:
-    """The engine that owns the site now: pid, start ticks, since, purpose, network; None where nobody does.
-
-    One that has not said yet who it is, or whose word is gone, has the pid 0.
-    """
-    probe = FileLock(workspace.flight / "owner.lock")
-    free = probe.acquire(shared=True, timeout=0)
-    probe.release()
-    if free:
-        return None
-    info = read_json(workspace.flight / "owner.json") or {}
-    if {"pid", "ticks", "since", "purpose"} <= info.keys() and start_ticks(int(info["pid"])) == info["ticks"]:
-        return info
-    return {"pid": 0, "ticks": 0, "since": "a moment ago", "purpose": "unknown"}
 
 
 def overview(site: Site) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from engine.actors import system_actor
 from engine.blobs import Blobs
 from engine.ids import new_call_id
 from engine.jobs import Jobs
+from engine.owner import servers_of
 from engine.ring import Bells
 from engine.server import Servers
 from engine.settings import Settings, settings
@@ -56,7 +57,10 @@ class Site:
             workspace = Workspace.prepare(chosen.workspace, chosen.site)
         else:
             workspace = Workspace.find(chosen.workspace)
-        servers = Servers(workspace, chosen.record_url, chosen.fabric_url, chosen.durability)
+        # A command from another shell finds the servers of whoever has the site up.
+        known = servers_of(workspace)
+        record_url, fabric_url = (getattr(chosen, name) or known[name] for name in ("record_url", "fabric_url"))
+        servers = Servers(workspace, record_url, fabric_url, chosen.durability)
         if join:
             servers.join()
         store = Store(connect(servers.record_url), workspace.site)

@@ -149,6 +149,17 @@ SENTENCES: dict[str, Said] = {
     ),
     "DeleteFailed": lambda b, who: f"The run folder could not be removed: {b['error']}. It is tried again.",
     "DeleteAbandoned": lambda b, who: "The delete was given up.",
+    "TaskReceived": lambda b, who: f"{b['sender']} gave it task {b['task']} ({_bytes(b['size'])}).",
+    "TaskDone": lambda b, who: (
+        f"Task {b['task']} is done after {b['ms'] / 1000:.1f} s: {b['code']}, a result of {_bytes(b['size'])}."
+    ),
+    "TaskAbortRequested": lambda b, who: f"{who} asked it to give up its current task.{_because(b)}",
+    "AuxFailed": lambda b, who: f"Message {b['id'][:8]}… failed ({b['code']}): {b['why']}.",
+    "AuxOutcomeUnknown": lambda b, who: f"What came of message {b['id'][:8]}… is not known: {b['why']}.",
+    "AuxReplyLost": lambda b, who: f"The answer to message {b['id'][:8]}… was lost ({b['code']}): {b['why']}.",
+    "MessageRefused": lambda b, who: f"A message from {b['sender']} was refused ({b['code']}): {b['why']}.",
+    "JobLogConfigured": lambda b, who: f"{who} set its logging to {b['config']}.",
+    "ErrorsReset": lambda b, who: f"{who} had it forget its errors.",
     "CallRefused": lambda b, who: f"{who} called {b['method']} and was refused ({b['code']}): {b['message']}",
     "CallRepeated": lambda b, who: f"{who} called {b['method']} again while it was {b['state']}.",
 }

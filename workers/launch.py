@@ -130,12 +130,14 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
     grant = b""
     if config.executors:
         secret, spec["run_key"] = new_run_key()
+        # Where they are, not how they are found: an app does not have our environment.
+        servers = {"record_url": site.servers.record_url, "fabric_url": site.servers.fabric_url}
         grant = Grant(
             job=claim.job,
             attempt=claim.number,
             server=site.settings.federation or "server",
             run_key=secret,
-            settings=json.loads(site.settings.model_dump_json()),
+            settings={**json.loads(site.settings.model_dump_json()), **servers},
         ).encode()
     write_json(folder / "spec.json", spec)
     write_whole(folder / "spec.bin", marshal.dumps(spec))

@@ -16,7 +16,7 @@ from engine.ids import check_job_id
 from engine.lifecycle import State
 from engine.meta import check_meta
 from engine.network import asked_network, chosen, tighter
-from engine.overview import owner_of
+from engine.owner import owner_of
 from engine.refusals import clock
 from events.bodies.app import LaunchExpired, Network
 from events.envelope import Call, digest_of

@@ -24,6 +24,7 @@ from engine.errors import ArgumentInvalid, BadArchive, CallTimeout, EngineDown, 
 from engine.fold import JobState
 from engine.ids import check_job_id
 from engine.jobs import Jobs
+from engine.jobtalk import TASK_ABORTED
 from engine.lifecycle import State
 from engine.network import on_network
 from engine.tail import follow_file, last_lines
@@ -229,11 +230,14 @@ def abort(
     lost: Annotated[
         bool, typer.Option("--lost", help="Nobody will ever see its end: close it, with your name.")
     ] = False,
+    task: Annotated[bool, typer.Option("--task", help="Only its current task; the job goes on.")] = False,
     reason: Reason = None,
     wait: Wait = True,
     timeout: Timeout = None,
 ) -> int:
     """End the app of a job; works while it launches, and with the record away too."""
+    if task:
+        return _abort_task(job)
     patience = (30.0 if timeout is None else timeout) if wait else 0.0
     try:
         with acting() as engine:
@@ -249,6 +253,14 @@ def abort(
             return _shown(engine, job)
     except (LogUnavailable, EngineDown) as error:
         return _abort_without_record(job, grace, error)
+
+
+def _abort_task(job: str) -> int:
+    with acting() as engine:
+        answer = engine.abort_task(job)
+    done = answer == TASK_ABORTED
+    (out if done else err).print(text(answer))
+    return 0 if done else 4
 
 
 def _abort_without_record(job: str, grace: float | None, error: Exception) -> int:

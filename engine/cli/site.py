@@ -3,50 +3,41 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from engine.calls.deploy import deploy as deploy_call
-from engine.calls.start import Allotment
-from engine.calls.start import start as start_call
-from engine.cli.common import DEFAULT, site_command, where
-from engine.cli.jobs import read_app
+from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, text
-from engine.cli.record import tell_story
 from engine.client_engine import ClientEngine
 from engine.doctor import examine
-from engine.errors import ArgumentInvalid, CallTimeout, EngineDown, SiteUnknown
-from engine.fold import JobState
-from engine.overview import overview, owner_of
+from engine.errors import ArgumentInvalid, CallTimeout, EngineDown
+from engine.overview import overview
+from engine.owner import owner_of
 from engine.settings import settings
 from engine.site import Site
-from engine.tail import follow_file
-from engine.why import story
 from engine.workspace import Workspace, known_site
-from events.read import read_job
-from events.store import Store
 
 PANEL = "Site"
-EXAMPLE = "breast_cancer"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for function in (up, down, status, doctor, worker, demo):
+    for function in (up, down, status, doctor, worker):
         site_command(app, PANEL)(function)
 
 
 def up(
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     pool: Annotated[str | None, typer.Option(help="own, or elsewhere: a pool run by itself.")] = None,
+    federation: Annotated[
+        str | None, typer.Option(envvar="FLIGHTLOG_FEDERATION", help="Address of the server to join.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the site, while a command has it.")] = 30,
 ) -> int:
@@ -74,6 +65,7 @@ def up(
         fabric_url=chosen.fabric_url,
         workers=5 if workers is None else workers,
         pool=pool,
+        federation=federation,
         purpose="up",
     ) as engine:
         if engine.role != "owner":
@@ -204,73 +196,13 @@ def doctor() -> int:
 
 
 def worker(
+    queue: Annotated[Literal["work", "io"], typer.Option(help="work: deploys and launches; io: messages.")] = "work",
     burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
 ) -> int:
     """Run one more worker for the site, here, until Ctrl-C."""
     chosen = where()
     workspace = Workspace.find(chosen.folder)
-    command = [sys.executable, "-P", "-m", "workers", "worker", "--workspace", str(workspace.root)]
+    command = [sys.executable, "-P", "-m", "workers", "worker", "--queue", queue, "--workspace", str(workspace.root)]
     env = {**os.environ, **settings(record_url=chosen.record_url, fabric_url=chosen.fabric_url).environment()}
     env |= {"FLIGHTLOG_WORKSPACE": str(workspace.root), "FLIGHTLOG_SITE": workspace.site}
     return subprocess.call(command + (["--burst"] if burst else []), env=env)
-
-
-def demo() -> int:
-    """Train a real model through the engine, live, and tell its story."""
-    folder = Path.cwd() / "flightlog-demo" if where().workspace is None else where().folder
-    app = _example()
-    if known_site(folder):
-        if owner_of(Workspace.find(folder)) is not None:
-            raise EngineDown(f"the demo's site is up already in {folder}", f"flightlog down -w {folder}")
-        shutil.rmtree(folder)
-    job = "breast-cancer"
-    out.print(f"[bold]A site[/] is made in {text(folder)}; app {text(app.name)} is deployed and started.\n")
-    with ClientEngine.open(site="site-1", workspace=folder, workers=2) as engine:
-        deploy_call(engine.core, app.name, job, {}, engine.client_name, read_app(app), timeout=60)
-        call = engine.core.call("start_app", job)
-        attempt = start_call(engine.core, call, job, None, Allotment(), timeout=60).attempt
-
-        def over() -> bool:
-            now = engine.core.view.get(job) or JobState()
-            return now.attempt != attempt or not now.live
-
-        for piece in follow_file(engine.site.workspace.attempt(job, attempt) / "log.txt", over):
-            typer.echo(piece, nl=False)
-        engine.core.view.wait(job, 0, lambda s: s.get("settled") == str(attempt), 10)
-        state = engine.site.jobs.load(job).state
-        store: Store = engine.site.jobs.store
-        told = [{"time": t, "sentence": s, "position": p} for t, s, p in story(read_job(store, job))]
-    out.print("\n[bold]Its story, from the record:[/]")
-    tell_story(told)
-    place = "" if folder == Path.cwd() / DEFAULT else f" -w {folder.relative_to(Path.cwd())}"
-    out.print("\n[bold]Try next:[/]")
-    flightlog = _program()
-    for command in (f"show {job}{place}", f"events --job {job}{place}", f"run {_short(app)} --follow{place}"):
-        out.print(f"  {flightlog} {text(command)}")
-    return 0 if state.get("exit_code") == "0" else 1
-
-
-def _example() -> Path:
-    here = Path(__file__).resolve().parent.parent
-    for folder in (here.parent / "examples" / EXAMPLE, here / "examples" / EXAMPLE):
-        if folder.is_dir():
-            break
-    else:
-        raise SiteUnknown("the example is not installed", "run it from a checkout: make demo")
-    try:
-        import sklearn  # type: ignore[import-untyped] # noqa: F401
-    except ImportError as error:
-        raise ArgumentInvalid(
-            "the example needs scikit-learn, which is not installed", "pip install 'flightlog[examples]'"
-        ) from error
-    return folder
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _program() -> str:
-    """How to call us again from here."""
-    beside = Path(sys.executable).parent / "flightlog"
-    return _short(beside) if shutil.which("flightlog") is None and beside.exists() else "flightlog"

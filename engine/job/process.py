@@ -39,7 +39,7 @@ from engine.site import Site
 from engine.tasking import TASK_ID, TASK_NAME, TaskTopic
 from events.bodies.messages import TaskDone, TaskReceived
 from events.envelope import Actor, Call
-from events.errors import FlightlogError
+from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.job")
 
@@ -94,7 +94,7 @@ class JobProcess:
         for number in (os_signal.SIGTERM, os_signal.SIGINT):
             os_signal.signal(number, self._told_to_end)
         self.core = Core(self.site)
-        self.core.view.start()
+        self._await_record()
         self.engine = JobEngine(
             self.site.name, self.grant.job, str(self.site.workspace.root), components, self.grant.server
         )
@@ -128,6 +128,18 @@ class JobProcess:
             self.sender.close()
             self.core.close()
         return int(ExitCode.SUCCESS)
+
+    def _await_record(self) -> None:
+        """Follow the log; a record that is away is waited for, and the site's deadline for our start ends that."""
+        while True:
+            try:
+                self.core.view.start()
+            except LogUnavailable as error:
+                log.warning("waiting: %s", error)
+                if self._over.wait(0.5):
+                    raise
+            else:
+                return
 
     # -- what we say of ourselves ------------------------------------------------------------------
 

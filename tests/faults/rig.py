@@ -17,7 +17,7 @@ from engine.client_engine import ClientEngine
 from engine.files import read_json
 from engine.fold import JobState
 from engine.jobs import Jobs
-from engine.overview import owner_of
+from engine.owner import owner_of
 from engine.server import EmbeddedServer
 from engine.site import Site
 from engine.workspace import Workspace

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.overview import owner_of
+from engine.owner import owner_of
 from events.errors import FlightlogError
 from tests.faults.rig import SETTLE, Rig, counting_app, runs_of
 from tests.faults.test_servers_die import wipe

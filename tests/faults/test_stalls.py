@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.overview import caretaker_seen, owner_of
+from engine.overview import caretaker_seen
+from engine.owner import owner_of
 from tests.faults.rig import Rig, one
 from tests.support import SITE, kill, processes_with, until
 

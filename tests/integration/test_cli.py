@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine.overview import owner_of
+from engine.owner import owner_of
 from engine.site import Site
 from engine.workspace import Workspace
 from events.read import read
@@ -160,14 +160,16 @@ def site(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Iter
 # --- help and usage -----------------------------------------------------------------------------
 
 
-def test_help_has_the_commands_in_three_groups(place):
+def test_help_has_the_commands_in_groups(place):
     text = place.ok("--help", COLUMNS="100", TERM="dumb").out
-    assert re.findall(r"─ (Jobs|Record|Site) ─", text) == ["Jobs", "Record", "Site"]
-    jobs, record, site = re.split(r"─ Jobs ─|─ Record ─|─ Site ─", text)[1:]
+    groups = ["Jobs", "Record", "Site", "Federation"]
+    assert re.findall(r"─ (Jobs|Record|Site|Federation) ─", text) == groups
+    jobs, record, site, federation = re.split("|".join(f"─ {group} ─" for group in groups), text)[1:]
     for part, commands in (
         (jobs, "run deploy start abort delete list show wait logs"),
         (record, "events why"),
-        (site, "demo up down status doctor worker"),
+        (site, "up down status doctor worker keys"),
+        (federation, "demo server egress"),
     ):
         for command in commands.split():
             assert re.search(rf"^│ {command} ", part, re.MULTILINE), (command, part)

@@ -94,7 +94,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(place: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_demo_trains_a_model_tells_its_story_and_names_three_commands(place: Path) -> None:
+def test_the_demo_trains_a_federation_shows_what_left_each_site_and_names_three_commands(place: Path) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("flightlog"), "demo"],
         cwd=place,
@@ -105,8 +105,19 @@ def test_the_demo_trains_a_model_tells_its_story_and_names_three_commands(place:
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (place / "flightlog-demo" / "breast-cancer" / "model.npz").exists()
-    assert "It ended well, with exit code 0" in done.stdout
+    rounds = re.findall(r"^(\d+)/10 +3 of 3 ", done.stdout, re.MULTILINE)
+    assert rounds == [str(number + 1) for number in range(10)]
+    accuracy = {
+        name.strip(): float(percent)
+        for name, percent in re.findall(
+            r"^(site-\d alone|federated|all in one place) .* ([\d.]+)%$", done.stdout, re.M
+        )
+    }
+    assert accuracy["federated"] > accuracy["site-3 alone"] + 5
+    assert abs(accuracy["federated"] - accuracy["all in one place"]) < 2
+    for site in ("site-1", "site-2", "site-3"):
+        assert re.search(rf"^{site} +server +task_result +breast-cancer +11 ", done.stdout, re.MULTILINE)
+        assert (place / "flightlog-demo" / site / "breast-cancer" / "metrics.jsonl").exists()
     commands = done.stdout.split("Try next:")[1].strip().splitlines()
     assert len(commands) == 3
     for command in commands:
