@@ -68,7 +68,7 @@ class Drain:
                 step = self._linger(self.site.settings.lane_linger)
 
     def _step(self, how: str = "GO", through: Sequence[str] = ()) -> Step:
-        return self.lanes.step(self.lane, self.token, self.site.settings.lane_lease, how, through)  # type: ignore[arg-type]
+        return self.lanes.step(self.lane, self.token, self.process, self.site.settings.lane_lease, how, through)  # type: ignore[arg-type]
 
     def _linger(self, seconds: float) -> Step:
         """Wait at an empty lane for a moment, since a bell costs more; then leave it, if it is empty still."""

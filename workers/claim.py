@@ -118,19 +118,39 @@ def end_lapsed(site: Site, work_id: str, fields: dict[str, str]) -> None:
         work_id: which work it had claimed.
         fields: of the work, while the claim was its last.
     """
-    host, pid, ticks = fields["claimed_by"].rsplit(":", 2)
-    if host != host_name() or not ticks.isdigit() or int(pid) == os.getpid():
+    end_worker(
+        site,
+        fields["claimed_by"],
+        work_id,
+        fields["token"],
+        cause=fields["position"],
+        correlation=fields["correlation"],
+    )
+
+
+def end_worker(
+    site: Site, worker: str, over: str, token: str = "", *, cause: str | None = None, correlation: str | None = None
+) -> None:
+    """End a worker, if it is of this host and still the same process; nothing where it is us, or gone.
+
+    Args:
+        site: the site.
+        worker: host:pid:start ticks.
+        over: the work or the lane over which it stalls.
+        token: of its claim.
+        cause: position of what it was to do.
+        correlation: of the call that asked for it.
+    """
+    host, _, rest = worker.partition(":")
+    pid, _, ticks = rest.partition(":")
+    if host != host_name() or not (ticks.isdigit() and pid.isdigit()) or int(pid) == os.getpid():
         return
     if not signal_exact(int(pid), int(ticks), signal.SIGKILL):
         return
     call = site.system_call(
-        "killed",
-        call_id=f"kill:{work_id}:{fields['token']}",
-        cause=fields["position"],
-        correlation=fields["correlation"],
-        role="worker",
+        "killed", call_id=f"kill:{over}:{token or worker}", cause=cause, correlation=correlation, role="worker"
     )
-    site.jobs.note(call, [WorkerKilled(worker=fields["claimed_by"], work=work_id)])
+    site.jobs.note(call, [WorkerKilled(worker=worker, work=over)])
     until = time.monotonic() + 2
     while start_ticks(int(pid)) == int(ticks) and time.monotonic() < until:
         time.sleep(0.005)

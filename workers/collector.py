@@ -23,6 +23,7 @@ from engine.site import Site
 from events.bodies.base import Body
 from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxReplied, MessageRefused, RepliesDropped
 from events.errors import LogUnavailable
+from workers.claim import end_worker
 from workers.closing import close_all, fields_of, look_at
 
 log = logging.getLogger("flightlog.collector")
@@ -140,7 +141,10 @@ class Collector:
             self.site.jobs.note(self.site.system_call("dropped", role="collector"), [dropped])
         now = self.site.jobs.store.now_ms()
         for lane in self.lanes.names():
-            if self.lanes.lonely(lane, now):
+            worker = self.lanes.lonely(lane, now)
+            if worker is not None:
+                if worker:  # it stalls over the lane: ended, it cannot act late, and the pool has another
+                    end_worker(self.site, worker, lane)
                 self.site.bells.ring_lane(lane)
 
     def _overdue(self) -> None:

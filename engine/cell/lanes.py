@@ -56,6 +56,7 @@ class Lanes:
         self,
         lane: str,
         token: str,
+        worker: str,
         lease: float,
         how: Literal["GO", "LEAVE", "HAND"] = "GO",
         through: Sequence[str] = (),
@@ -66,6 +67,7 @@ class Lanes:
         Args:
             lane: which.
             token: of this drain.
+            worker: who drains: host:pid:start ticks.
             lease: seconds until another may take it.
             how: LEAVE gives it up where nothing waits, in the same step; HAND gives it up anyway.
             through: messages whose send is through, whatever came of it.
@@ -75,7 +77,7 @@ class Lanes:
         with translated():
             answer: list[Any] = self._script(
                 keys=[keys.lane(lane), keys.outbox(lane), keys.flying(lane), keys.lanes, keys.open],
-                args=[keys.prefix, lane, token, int(lease * 1000), most, how, *through],
+                args=[keys.prefix, lane, token, worker, int(lease * 1000), most, how, *through],
             )
         if answer[0] != "OK":
             return Step(answer[0], int(answer[1]) if len(answer) > 1 else 0)
@@ -87,16 +89,22 @@ class Lanes:
         """Lanes that may have something to send."""
         return sorted(cast("set[str]", self.store.command("SMEMBERS", self.store.keys.lanes)))
 
-    def lonely(self, lane: str, now: int) -> bool:
-        """Whether a lane has something to do and nobody who does it."""
+    def lonely(self, lane: str, now: int) -> str | None:
+        """Whether a lane has something to do and nobody who does it; None where all is well.
+
+        Returns:
+            The worker whose lease has lapsed over it, or "" where it was nobody's.
+        """
         keys = self.store.keys
         with translated():
             pipe = self.store.client.pipeline(transaction=False)
-            pipe.hget(keys.lane(lane), "until")
+            pipe.hmget(keys.lane(lane), ["until", "worker"])
             pipe.llen(keys.outbox(lane))
             pipe.scard(keys.flying(lane))
-            until, waiting, flying = pipe.execute()
-        return bool(waiting or flying) and not (until and until.isdigit() and int(until) > now)
+            (until, worker), waiting, flying = pipe.execute()
+        if not (waiting or flying) or (until and until.isdigit() and int(until) > now):
+            return None
+        return str(worker or "") if until else ""
 
 
 def target_of(lane: str) -> str:

@@ -86,6 +86,11 @@ class Rig:
                 return pid if start_ticks(pid) is not None else None
         return None
 
+    def pool_gone(self) -> bool:
+        """No process of the pool lives."""
+        with self.looking() as jobs:
+            return self._pool(jobs) is None
+
     def server(self, role: str) -> EmbeddedServer:
         """One of the site's embedded servers."""
         return EmbeddedServer(self.workspace, role)  # type: ignore[arg-type]
@@ -117,7 +122,12 @@ class Rig:
 
     def fault(self, place: str, action: str) -> None:
         """The next process that passes a place is killed or stopped."""
+        (self.faults / f"{place}.pid").unlink(missing_ok=True)
         (self.faults / place).write_text(action)
+
+    def resume(self, place: str) -> None:
+        """A process that a fault stopped goes on."""
+        kill(self.struck(place), signal.SIGCONT)
 
     def struck(self, place: str, seconds: float = 20) -> int:
         """Wait until a fault has struck; the pid it struck."""

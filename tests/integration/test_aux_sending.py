@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -126,8 +127,6 @@ def test_L6_no_word_of_a_message_is_on_the_record_and_its_digest_is_keyed(
 def test_equal_messages_have_equal_digests_and_the_digest_is_not_the_bare_hash(
     shared: ClientEngine, server: FabricCell, since: Since
 ) -> None:
-    import hashlib
-
     name = topic()
     frames: list[bytes] = []
     fetch = server.fabric.accept
@@ -293,7 +292,7 @@ def test_optional_changes_how_loud_a_failure_is_logged_and_is_recorded_and_nothi
     shared: ClientEngine, server: FabricCell, since: Since, optional: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = topic()
-    answering(server, name, Message({"return_code": "process_exception"}))
+    answering(server, name, Message({"return_code": "process_exception", "error": "because"}))
     with caplog.at_level(logging.DEBUG, "flightlog"):
         reply = send(shared, name, optional=optional)
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
