@@ -18,6 +18,8 @@ from events.store import Store, translated
 from events.subjects import SITE, job_subject
 from events.together import Together
 
+#: How the ids of messages' work begin.
+MESSAGE = "aux_"
 #: Times that a decision is made anew when the job changes between looking and recording.
 REDECIDE = 5
 
@@ -210,11 +212,17 @@ class Jobs:
                 found.append((job_id, loaded))
         return found
 
-    def open_work(self) -> list[tuple[str, dict[str, str]]]:
-        """All open work with its fields and its ``deadline`` in ms (``inf``: none)."""
+    def open_work(self, *, messages: bool = False) -> list[tuple[str, dict[str, str]]]:
+        """Open work with its fields and its ``deadline`` in ms (``inf``: none).
+
+        Args:
+            messages: those too; there may be very many, and the collector sees to them.
+        """
         keys = self.store.keys
         with translated():
             listed = cast("list[tuple[str, float]]", self.store.client.zrange(keys.open, 0, -1, withscores=True))
+            if not messages:
+                listed = [(name, score) for name, score in listed if not name.startswith(MESSAGE)]
             pipe = self.store.client.pipeline(transaction=False)
             for name, _ in listed:
                 pipe.hgetall(keys.work(name))
@@ -222,7 +230,7 @@ class Jobs:
         for (name, _), fields in zip(listed, answers, strict=True):
             if not fields and self.store.command("ZSCORE", keys.open, name) is not None:
                 self._rebuild(f"work {name} is open, and nothing is kept of it")
-                return self.open_work()
+                return self.open_work(messages=messages)
         return [
             (name, {**fields, "deadline": f"{score:.0f}"})
             for (name, score), fields in zip(listed, answers, strict=True)

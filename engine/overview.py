@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import redis
 
+from engine.cell.lanes import Lanes, target_of
 from engine.files import read_json
 from engine.fold import JobState
-from engine.jobs import Jobs
+from engine.jobs import MESSAGE, Jobs
 from engine.lifecycle import EXECUTORS, LIVE, State
 from engine.owner import owner_of
 from engine.present import caretaker_there
@@ -17,6 +18,7 @@ from engine.site import Site
 from engine.workspace import Workspace
 from events.envelope import iso
 from events.read import last_position
+from events.store import translated
 
 CARETAKER_LATE = 30.0  # seconds
 
@@ -37,6 +39,7 @@ def overview(site: Site) -> dict[str, Any]:
         "servers": servers(site),
         "jobs": by_state(jobs),
         "open_work": open_work(jobs, now),
+        "messages": messages(site, now),
         "resources": resources(jobs),
         "events": jobs.store.command("XLEN", jobs.store.keys.log),
         "last_position": last_position(jobs.store),
@@ -75,6 +78,28 @@ def open_work(jobs: Jobs, now: int) -> list[dict[str, Any]]:
                 "attempts": int(work.get("attempts", "0")),
             }
         )
+    return found
+
+
+def messages(site: Site, now: int) -> list[dict[str, Any]]:
+    """Messages under way, by lane: how many wait to be sent, how many are open in all, who drains."""
+    jobs, lanes = site.jobs, Lanes(site.jobs.store)
+    lengths = jobs.store.client.pipeline(transaction=False)
+    names = lanes.names()
+    for name in names:
+        lengths.llen(jobs.store.keys.outbox(name))
+        lengths.hgetall(jobs.store.keys.lane(name))
+    with translated():
+        answers = lengths.execute()
+    found = []
+    for name, waiting, lane in zip(names, answers[::2], answers[1::2], strict=True):
+        drained = int(lane.get("until") or 0) > now
+        found.append(
+            {"target": target_of(name), "waiting": waiting, "drained_by": lane["worker"] if drained else None}
+        )
+    count = sum(name.startswith(MESSAGE) for name in jobs.store.command("ZRANGE", jobs.store.keys.open, 0, -1))
+    if count:
+        found.append({"target": "in all, sent or not", "waiting": count, "drained_by": None})
     return found
 
 

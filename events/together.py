@@ -10,6 +10,10 @@ Asked = TypeVar("Asked")
 Told = TypeVar("Told")
 
 
+class Interrupted(RuntimeError):
+    """The thread that asked on behalf of others was interrupted in the middle."""
+
+
 class _Place(Generic[Asked, Told]):
     """One caller's place in the queue."""
 
@@ -55,17 +59,19 @@ class Together(Generic[Asked, Told]):
         """Ask for all that wait, our own question among them; then the next who waits leads."""
         with self._lock:
             batch, self._queue = self._queue, []
+        answers: Sequence[Told | Exception] = [Interrupted("whoever asked for us was interrupted")] * len(batch)
         try:
-            answers: Sequence[Told | Exception] = self._ask([place.asked for place in batch])
+            answers = self._ask([place.asked for place in batch])
         except Exception as error:  # noqa: BLE001 - it is raised in each of those who asked
             answers = [error] * len(batch)
-        for place, answer in zip(batch, answers, strict=True):
-            place.answer = answer
-        with self._lock:
-            following = self._queue[0] if self._queue else None
-            self._asking = following is not None
-        for place in batch:
-            if place is not own:
-                place.turn.set()
-        if following is not None:
-            following.turn.set()
+        finally:
+            for place, answer in zip(batch, answers, strict=True):
+                place.answer = answer
+            with self._lock:
+                following = self._queue[0] if self._queue else None
+                self._asking = following is not None
+            for place in batch:
+                if place is not own:
+                    place.turn.set()
+            if following is not None:
+                following.turn.set()

@@ -169,6 +169,7 @@ def status() -> int:
             f"{s['server']} {s.get('version', '')} {s.get('memory', '')}" if s["answers"] else f"{s['server']} AWAY"
             for s in whole["servers"]
         ),
+        "messages": "; ".join(f"{m['target']}: {m['waiting']}" for m in whole["messages"]) or "none under way",
         "resources": "; ".join(f"{r['job']}: {r['resources']}" for r in whole["resources"]),
     }
     fields(shown, Format.TABLE)

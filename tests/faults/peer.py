@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.aux.codes import code_of
 from engine.cell.cell import FabricCell
 from engine.cell.message import CellChannel, Message, MessageHeaderKey
 from engine.client_engine import ClientEngine
+from engine.ids import new_call_id
 from engine.shareable import Shareable
 from events.envelope import Event
 from events.read import read
@@ -68,11 +70,17 @@ class Sending:
     """A process of its own with an engine (the site's, or a client of it) that sends requests."""
 
     def __init__(
-        self, workspace: Path, log: Path, count: int, timeout: float, threads: int = 4, **settings: Any
+        self,
+        workspace: Path,
+        log: Path,
+        count: int,
+        timeout: float,
+        threads: int = 4,
+        run_for: float = 60.0,
+        **settings: Any,
     ) -> None:
-        given = json.dumps(
-            {"count": count, "timeout": timeout, "threads": threads, "settings": {**QUICK, **settings}}
-        )
+        asked = {"count": count, "timeout": timeout, "threads": threads, "run_for": run_for}
+        given = json.dumps({**asked, "settings": {**QUICK, **settings}})
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.peer", str(workspace), given],
@@ -87,7 +95,7 @@ class Sending:
         self.process.communicate()
 
     def results(self, seconds: float = 60.0) -> list[dict[str, Any]]:
-        """What its callers saw, once it has ended: number, code, seconds."""
+        """What its callers saw, once it has ended: the message's id, code, seconds."""
         out, _ = self.process.communicate(timeout=seconds)
         return [json.loads(line) for line in out.splitlines()]
 
@@ -116,6 +124,20 @@ def each_has_one_outcome(store: Store, seconds: float = 30.0) -> dict[str, Event
     return {message: events[1] for message, events in messages(store).items()}
 
 
+def callers_agree(store: Store, results: list[dict[str, Any]]) -> None:
+    """What callers saw is what the record says of each message."""
+    lost = {event.body["id"] for event in read(store) if event.type == "AuxReplyLost"}
+    outcomes = {message: events[1] for message, events in messages(store).items() if len(events) > 1}
+    for result in results:
+        outcome = outcomes.get(result["id"])
+        if outcome is None:
+            assert result["code"] != "OK", f"{result} has no intent on the record"
+        elif result["id"] not in lost:
+            told = code_of(outcome.body["code"]) if outcome.type != "AuxOutcomeUnknown" else "COMMUNICATION_ERROR"
+            known = {told, "COMMUNICATION_ERROR"} if outcome.body.get("code") == "PAYLOAD_LOST" else {told}
+            assert result["code"] in known, f"{result}, but the record has {outcome.type} {outcome.body}"
+
+
 def send(engine: ClientEngine, timeout: float = 5.0, **payload: Any) -> Shareable:
     """One aux request."""
     return engine.send_aux_request("topic", Shareable(payload), timeout, engine.new_context())
@@ -126,16 +148,23 @@ def _main(workspace: str, given: str) -> None:
     with ClientEngine.open(site=SITE, workspace=workspace, workers=2, **asked["settings"]) as engine:
         numbers = iter(range(asked["count"]))
         lock = threading.Lock()
+        ends = time.monotonic() + asked["run_for"]
 
         def run() -> None:
-            while True:
+            while time.monotonic() < ends:
                 with lock:
                     number = next(numbers, None)
                 if number is None:
                     return
                 began = time.monotonic()
-                reply = send(engine, asked["timeout"], number=number)
-                seen = {"number": number, "code": reply.get_return_code(), "seconds": time.monotonic() - began}
+                call = new_call_id()
+                with engine.acting_as("sender", call_id=call):
+                    reply = send(engine, asked["timeout"], number=number)
+                seen = {
+                    "id": call.replace("-", ""),
+                    "code": reply.get_return_code(),
+                    "seconds": time.monotonic() - began,
+                }
                 with lock:
                     print(json.dumps(seen), flush=True)
 

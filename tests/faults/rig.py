@@ -220,7 +220,7 @@ class _Patient:
 
 def _quiet(jobs: Jobs) -> bool:
     try:
-        return not [work for _, work in jobs.open_work() if work["kind"] not in ("app",)]
+        return not [work for _, work in jobs.open_work(messages=True) if work["kind"] not in ("app",)]
     except LogUnavailable:
         return False
 

@@ -102,7 +102,7 @@ class Work(Executor):
         self.logger.log(s["level"], s["text"])
         return Shareable({"level": self.logger.getEffectiveLevel()})
     def component(self, s):
-        return Shareable({"name": type(self.ctx.get_engine().get_component(s["id"])).__name__})
+        return Shareable({"name": type(self.ctx.get_engine().get_component(s["which"])).__name__})
     def ask(self, s):
         return self.ctx.get_engine().send_aux_request(s["topic"], Shareable({"x": 1}), 5.0, self.ctx)
     def where(self, s):
@@ -382,8 +382,8 @@ def test_L5_a_job_waits_quietly_for_an_engine_that_is_away_and_ends_when_it_is_b
         begin(engine, "job", app(tmp_path))
         pid = int(state_of(engine.site.jobs, "job")["pid"])
         beside = Site.open(workspace=workspace)
+    peer = Peer(beside.servers.fabric_url)
     try:
-        peer = Peer(beside.servers.fabric_url)
         peer.tell("job", TaskTopic.END_RUN)
         began, used = time.monotonic(), cpu_of(pid)
         until(lambda: time.monotonic() - began > 2)
@@ -391,8 +391,8 @@ def test_L5_a_job_waits_quietly_for_an_engine_that_is_away_and_ends_when_it_is_b
         with opened(workspace) as engine:
             assert ended(engine, "job").type == "AppFinished"
             assert "AppStopping" in types_of(engine.site.jobs.store, "job")
-        peer.cell.stop()
     finally:
+        peer.cell.stop()
         beside.close()
 
 
