@@ -20,7 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 setup: $(STAMP) ## a virtual environment in .venv with everything locked
 
-demo: $(STAMP) ## train a real app through the engine and tell its story
+demo: $(STAMP) ## train one model on three sites of this machine, and show what each sent out
 	$(BIN)/flightlog demo
 
 test: $(STAMP) ## the whole suite: real servers, real processes, real kills
@@ -42,8 +42,9 @@ docs: $(STAMP) ## write the generated pages again (lifecycle, events, errors)
 bench: $(STAMP) ## measure; writes benchmarks/results/
 	$(BIN)/python -P -m benchmarks
 
-soak: $(STAMP) ## the seeded kills at full length (SEEDS=200)
-	FLIGHTLOG_SOAK_SEEDS=$(or $(SEEDS),200) $(BIN)/python -P -m pytest -n 2 tests/faults/test_soak.py
+soak: $(STAMP) ## the seeded kills and races at full length (SEEDS=200)
+	FLIGHTLOG_SOAK_SEEDS=$(or $(SEEDS),200) FLIGHTLOG_LANE_TRIES=100000 $(BIN)/python -P -m pytest -n 2 \
+	  tests/faults/test_soak.py tests/faults/test_soak_messages.py tests/faults/test_lanes.py
 
 lock: $(STAMP) ## resolve requirements.lock anew (hashes, no hosts)
 	$(BIN)/python -m pip install -q uv

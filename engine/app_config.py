@@ -177,11 +177,7 @@ def _executors(value: Any) -> tuple[ComponentSpec, ...]:
         if not isinstance(each, dict):
             raise _bad(where, f"is a {_kind(each)}", _EXECUTOR)
         tasks = each.get("tasks")
-        if (
-            not isinstance(tasks, list)
-            or not tasks
-            or not all(isinstance(t, str) and t and len(t) <= 200 for t in tasks)
-        ):
+        if not isinstance(tasks, list) or not tasks or not all(_is_text(t) and 0 < len(t) <= 200 for t in tasks):
             raise _bad(f"{where}.tasks", f"is {tasks!r}", "a list of the names of tasks")
         if again := known.intersection(tasks):
             raise _bad(f"{where}.tasks", f"names {min(again)!r} a second time", "one executor for each task")
@@ -197,7 +193,7 @@ def _components(value: Any) -> tuple[ComponentSpec, ...]:
     found: list[ComponentSpec] = []
     for index, each in enumerate(value):
         name = each.get("id") if isinstance(each, dict) else None
-        if not isinstance(name, str) or not name:
+        if not _is_text(name) or not name:
             raise _bad(f"components[{index}].id", f"is {name!r}", example)
         if any(spec.id == name for spec in found):
             raise _bad(f"components[{index}].id", f"is {name!r} a second time", "an id of its own")

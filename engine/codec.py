@@ -82,7 +82,7 @@ def encode(value: Any) -> bytes:
     return b"".join((_HEAD.pack(VERSION, len(tokens)), tokens, *writer.buffers))
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | bytearray | memoryview) -> Any:
     """The value that was encoded; the bytes may come from anybody.
 
     Args:

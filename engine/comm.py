@@ -14,7 +14,7 @@ from engine.cell.journal import RecordJournal
 from engine.cell.keys import KeyRing
 from engine.cell.message import CellChannel, CellReturnCode, Message, failed
 from engine.cell.outgoing import Outgoing, Sends, Sent, check_timeout
-from engine.cell.protocol import Cell, check_cell
+from engine.cell.protocol import Cell, check_cell, check_name
 from engine.cell.sender import Sender
 from engine.components import Components, kind_of
 from engine.core import Core
@@ -79,7 +79,7 @@ class Comm:
         method = "initialize_comm"
         call = self._core.call(method, kind_of(cell))
         found: Cell = self._core.guarded(call, method, None, lambda: check_cell(cell))
-        attached = CellAttached(fqcn=str(found.get_fqcn())[:600], kind=kind_of(cell))
+        attached = CellAttached(fqcn=str(found.get_fqcn())[:600], kind=kind_of(cell)[:200])
         self._core.site.jobs.note(call, [attached])
         if found is not self.cell:
             found.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic="*", cb=self.aux.handle)
@@ -120,8 +120,8 @@ class Comm:
         Raises:
             JobIdInvalid, ArgumentInvalid: bad input.
         """
-        call = call or self._core.call(method, job_id, channel, topic)
-        self._core.guarded(call, method, job_id, lambda: _checked(job_id, message, timeout))
+        call = call or self._core.call(method, job_id, str(channel)[:200], str(topic)[:200])
+        self._core.guarded(call, method, job_id, lambda: _checked(job_id, channel, topic, message, timeout))
         state = self.state_of(job_id)
         if not state.live:
             error = NotLive(
@@ -144,6 +144,8 @@ class Comm:
                 timeout=timeout,
                 job=job_id,
                 reply=timeout > 0,
+                # With the site's own key: nobody else on the fabric can pass as this engine.
+                secure=channel == CellChannel.CLIENT_COMMAND and isinstance(self.cell, FabricCell),
                 optional=optional,
             ),
         )
@@ -161,8 +163,10 @@ class Comm:
         return self._core.view.get(job_id) or self._core.site.jobs.load(job_id).state
 
 
-def _checked(job_id: object, message: object, timeout: object) -> None:
+def _checked(job_id: object, channel: object, topic: object, message: object, timeout: object) -> None:
     check_job_id(job_id)
+    check_name("channel", channel)
+    check_name("topic", topic)
     check_timeout(timeout)
     if not isinstance(message, Message):
         raise ArgumentTypeInvalid(

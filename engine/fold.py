@@ -342,9 +342,14 @@ LAST_WRITER: dict[str, Callable[[Fact], dict[str, str]]] = {
         "output_sha256": fact.body["sha256"],
     },
     "JobSettled": lambda fact: {"settled": str(fact.body["attempt"])},
-    "TaskReceived": lambda fact: {"task": fact.body["task"], "task_since": fact.ms},
+    "TaskStarted": lambda fact: {"task": fact.body["task"], "task_since": fact.ms},
     "TaskDone": lambda fact: {"task": "", "task_since": "", "last_task": f"{fact.body['task']} {fact.body['code']}"},
 }
+
+
+def counter_of(kind: str, body: Mapping[str, Any]) -> str | None:
+    """The counter that an event adds to; what the engine asks its own jobs is nobody's message."""
+    return None if body.get("inside") else COUNTERS.get(kind)
 
 
 def next_state(state: str, event: str) -> str | None:
@@ -363,8 +368,9 @@ def changes(state: JobState, fact: Fact) -> dict[str, str]:
     if row is None:
         rule = LAST_WRITER.get(kind)
         change = rule(fact) if rule else {}
-        if kind in COUNTERS:
-            change[COUNTERS[kind]] = str(int(state.get(COUNTERS[kind]) or 0) + 1)
+        counter = counter_of(kind, fact.body)
+        if counter is not None:
+            change[counter] = str(int(state.get(counter) or 0) + 1)
         return change
     here = state.get("state", "new")
     there = row.get(here)

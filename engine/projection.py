@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, JobState, changes, later, work_id
+from engine.fold import COUNTERS, LAST_WRITER, TABLE, Fact, JobState, changes, counter_of, later, work_id
 from engine.lifecycle import WORK
 from events.append import Closing, Ops
 from events.bodies.base import Body
@@ -65,7 +65,7 @@ def project(
         change = changes(after, fact)
         news = {name: value for name, value in change.items() if value != after.get(name)}
         after.update(change)
-        if counter := COUNTERS.get(fact.type):
+        if counter := counter_of(fact.type, fact.body):
             ops.add(f"job:{job_id}", counter)
             news.pop(counter, None)
         changed.update(news)
@@ -141,8 +141,8 @@ def note_ops(call: Call, job_id: str | None, bodies: Sequence[Body], ops: Ops | 
     for fact in facts_to_be(call, bodies, first):
         if fact.type in TABLE:
             raise ValueError(f"{fact.type} is no note: it needs an expected revision")
-        if job_id and fact.type in COUNTERS:
-            ops.add(f"job:{job_id}", COUNTERS[fact.type])
+        if job_id and (counter := counter_of(fact.type, fact.body)):
+            ops.add(f"job:{job_id}", counter)
         if job_id and fact.type in LAST_WRITER:
             ops.set(f"job:{job_id}", LAST_WRITER[fact.type](fact))
         _work(job_id or "", nothing, fact, {}, ops)

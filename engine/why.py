@@ -150,6 +150,7 @@ SENTENCES: dict[str, Said] = {
     "DeleteFailed": lambda b, who: f"The run folder could not be removed: {b['error']}. It is tried again.",
     "DeleteAbandoned": lambda b, who: "The delete was given up.",
     "TaskReceived": lambda b, who: f"{b['sender']} gave it task {b['task']} ({_bytes(b['size'])}).",
+    "TaskStarted": lambda b, who: f"It begins with task {b['task']}.",
     "TaskDone": lambda b, who: (
         f"Task {b['task']} is done after {b['ms'] / 1000:.1f} s: {b['code']}, a result of {_bytes(b['size'])}."
     ),

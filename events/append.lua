@@ -142,7 +142,9 @@ while at <= #ARGV do
   elseif op == 'M' then
     local work, fly = prefix .. 'work:aux_' .. ARGV[at + 2], prefix .. 'fly:' .. ARGV[at + 1]
     local attempts = look('HGET', work, 'attempts')
-    if attempts == nil or (attempts and not string.match(attempts, '^%d+$')) then return {'DAMAGED', work} end
+    if attempts == nil or (attempts and not (string.match(attempts, '^%d+$') and #attempts <= 15)) then
+      return {'DAMAGED', work}
+    end
     if not usable('SCARD', fly) then return {'DAMAGED', fly} end
     ops[#ops + 1] = at
     at = at + 5

@@ -138,6 +138,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "CellAttached": {"fqcn": "site-1", "kind": "engine.cell.cell.FabricCell"},
     "HandlerRegistered": {"topic": "t", "handler": "m.f"},
     "TaskReceived": {"task_id": "1", "task": "train", "sender": "server", "size": 10},
+    "TaskStarted": {"task_id": "1", "task": "train"},
     "TaskDone": {"task_id": "1", "task": "train", "code": "OK", "size": 10, "ms": 5},
     "TaskAbortRequested": {},
     "JobLogConfigured": {"config": "DEBUG"},

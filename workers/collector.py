@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, cast
 
 from engine.cell.digests import Digests
@@ -32,8 +33,10 @@ MOST = 256  # answers of one append
 SWEEP_EVERY = 0.25  # seconds
 LOOK_MS = 100
 REFUSALS_A_SWEEP = 10
+REMEMBERED = 10_000  # answers that were taken in lately
 CUT = 200  # characters of foreign text that are kept
-_CODES = frozenset(CellReturnCode)
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SIZE = re.compile(r"[0-9]{1,15}")
 
 
 class Collector:
@@ -52,6 +55,7 @@ class Collector:
         self._lease = Lease(site, "collector", 3.0)
         self._dropped: Counter[str] = Counter()
         self._last_dropped = ""
+        self._taken: dict[str, None] = {}
         self._refused = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -95,12 +99,13 @@ class Collector:
         works = dict(zip(ids, found_works, strict=True))
         outcomes: dict[str, Body] = {}
         known: dict[str, dict[str, str]] = {}
-        useless = []
+        useless: list[str] = []
         for message, (_, fields) in zip(ids, answers, strict=True):
             work = works[message]
             if work is None or work["reply"] != "1" or message in outcomes:
                 self._drop(message)
-                useless.append(f"{message}:r")
+                if message not in outcomes and message not in self._taken:
+                    useless.append(f"{message}:r")  # of one that was told twice, the caller may still want it
             elif why := _objection(fields, work):
                 self._refuse(message, fields, why)
             else:
@@ -114,7 +119,14 @@ class Collector:
                 )
         close_all(self.site, list(outcomes.values()), role="collector", known=known)
         passing("answers-recorded")
+        self._remember(outcomes)
         self.fabric.remove(self.key, [entry for entry, _ in answers], [*outcomes, *useless])
+
+    def _remember(self, messages: Iterable[str]) -> None:
+        """Answers that were taken in lately."""
+        self._taken.update(dict.fromkeys(messages))
+        while len(self._taken) > REMEMBERED:
+            del self._taken[next(iter(self._taken))]
 
     def _drop(self, message: str) -> None:
         """An answer that nobody waits for: dropped, and counted."""
@@ -184,7 +196,7 @@ def _objection(fields: dict[str, str], work: dict[str, str]) -> str | None:
         return "it comes from another address than the request went to"
     if key_digest(fields.get("k", "")) != work["reply_key"]:
         return "it does not show what only a reader of the request can know"
-    if fields.get("c") not in _CODES or not fields.get("s", "").isdigit() or len(fields["s"]) > 15:
+    if not _CODE.fullmatch(fields.get("c", "")) or not _SIZE.fullmatch(fields.get("s", "")):
         return "it cannot be read"
     if not re.fullmatch(r"[0-9a-f]{64}", fields.get("d", "")):
         return "it has no digest"

@@ -154,7 +154,9 @@ def become(spec: Spec, go: int, failed: int, grant: int) -> NoReturn:
         os.chdir(spec["cwd"])
         if grant >= 0:
             failed = fcntl.fcntl(failed, fcntl.F_DUPFD_CLOEXEC, 10)  # out of the way of 3
-            os.dup2(fcntl.fcntl(grant, fcntl.F_DUPFD_CLOEXEC, 10), 3, inheritable=True)
+            kept = fcntl.fcntl(grant, fcntl.F_DUPFD_CLOEXEC, 10)
+            os.close(grant)
+            os.dup2(kept, 3, inheritable=True)
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - a list, as configured
     except OSError as error:
         why = "COMMAND_NOT_FOUND" if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC) else "EXEC_FAILED"

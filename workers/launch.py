@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -193,9 +194,13 @@ def pipe_with(grant: bytes) -> int:
     if not grant:
         return -1
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)  # it has to fit: nobody reads yet
     try:
-        os.write(writing, grant)
+        os.set_blocking(writing, False)  # it has to fit: nobody reads yet
+        if os.write(writing, grant) != len(grant):
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), "the grant of the job's process")
+    except OSError:
+        os.close(reading)
+        raise
     finally:
         os.close(writing)
     return reading

@@ -9,6 +9,7 @@ from typing import Any
 from engine.aux.codes import WHY
 from engine.constants import ReturnCode
 from engine.context import FLContext
+from engine.errors import ArgumentInvalid
 from engine.shareable import Shareable, make_reply
 
 log = logging.getLogger("flightlog.aux")
@@ -26,17 +27,18 @@ def dispatch(handlers: Mapping[str, AuxHandler], topic: str, request: Any, fl_ct
     if not isinstance(request, Shareable):
         return make_reply(ReturnCode.BAD_REQUEST_DATA)
     props = request.get_peer_props()
-    peer = request.get_peer_context() if isinstance(props, dict) else None
-    if peer is not None:
-        fl_ctx.set_peer_context(peer)
     handler = handlers.get(topic)
     if handler is None:
-        log.error("nobody handles aux messages of topic %s", topic)
+        log.error("nobody handles aux messages of topic %s", repr(topic)[:200])
         return make_reply(ReturnCode.TOPIC_UNKNOWN)
     if props is None:
         return make_reply(ReturnCode.MISSING_PEER_CONTEXT)
-    if not isinstance(props, dict):
+    try:
+        peer = request.get_peer_context()
+    except ArgumentInvalid:
         return make_reply(ReturnCode.BAD_PEER_CONTEXT)
+    if peer is not None:
+        fl_ctx.set_peer_context(peer)
     try:
         reply = handler(topic=topic, request=request, fl_ctx=fl_ctx)
     except Exception as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from engine import codec
+from engine.actors import current_call_id
 from engine.aux.codes import WHY, reply_of
 from engine.aux.dispatch import AuxHandler, dispatch
 from engine.cell.message import CellChannel, CellReturnCode, Message, MessageHeaderKey
@@ -18,7 +21,8 @@ from engine.context import FLContext
 from engine.core import Core
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, CellMissing
 from engine.shareable import Shareable, make_reply
-from events.bodies.messages import HandlerRegistered
+from events.bodies.messages import AuxReplyLost, HandlerRegistered
+from events.envelope import Call
 from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.aux")
@@ -116,7 +120,8 @@ class AuxRunner:
             The server's reply. Where there is none, a reply whose return code says what happened. An empty
             ``Shareable`` where no answer is waited for and the intent is durable.
         """
-        call = self._core.call(method, str(topic), optional, secure)
+        optional, secure = bool(optional), bool(secure)
+        call = self._core.call(method, str(topic)[:500], optional, secure, target, _repeatable(request, timeout))
         try:
             seconds = self._core.guarded(call, method, self._job, lambda: _checked(topic, request, timeout))
             if not isinstance(fl_ctx, FLContext):
@@ -140,9 +145,20 @@ class AuxRunner:
         except FlightlogError as error:
             if error.recorded is None:
                 error = self._core.refuse(call, method, error, self._job)
-            log.log(logging.DEBUG if optional else logging.ERROR, "%s was not sent: %s", topic, error)
+            log.log(logging.DEBUG if optional else logging.ERROR, "%s was not sent: %s", repr(topic)[:200], error)
             return make_reply(_code_for(error), {WHY: str(error)})
-        return reply_of(sent.code, sent.why, sent.answer)
+        reply = reply_of(sent.code, sent.why, sent.answer)
+        if sent.ok and WHY in reply.get(ReservedKey.HEADERS, {}):
+            self._unusable(call, sent.id, str(reply.get_header(WHY)))
+        return reply
+
+    def _unusable(self, call: Call, message: str, why: str) -> None:
+        """An answer that the record has as one, and that the caller cannot be given."""
+        try:
+            lost = AuxReplyLost(id=message, code=ReturnCode.ERROR, why=why[:500])
+            self._core.site.jobs.note(call.at("unusable"), [lost], self._job)
+        except FlightlogError as error:
+            log.warning("that an answer could not be used was not recorded: %s", error)
 
     def found_sender(self) -> Sends:
         """The sender; waits a moment for the cell that may be about to come."""
@@ -170,7 +186,19 @@ def _checked(topic: object, request: object, timeout: object) -> float:
         raise ArgumentTypeInvalid(
             f"request must be Shareable but got {type(request).__name__}", "give a Shareable", field="request"
         )
+    if not isinstance(request.get(ReservedKey.HEADERS), dict):
+        raise ArgumentInvalid("the request's headers are no dict", "leave __headers__ to it", field="request")
     return check_timeout(timeout)
+
+
+def _repeatable(request: object, timeout: object) -> str:
+    """What of a request tells it from another under the same call id; "" for a call of its own."""
+    if current_call_id() is None:
+        return ""
+    try:
+        return hashlib.sha256(codec.encode([request, timeout])).hexdigest()
+    except FlightlogError:
+        return "cannot be sent"  # told below
 
 
 def _code_for(error: FlightlogError) -> str:

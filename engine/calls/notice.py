@@ -37,17 +37,19 @@ class Notices:
         """A notice from the cell. Answers "ok", or why it was refused; another code means: say it again."""
         said = message.payload
         origin = str(message.get_header(MessageHeaderKey.ORIGIN, ""))
+        stranger = Actor(id=origin[:200] or "?", kind="job", auth="none", via="cell")
         try:
             job, attempt, status, signature = _read(said)
         except FlightlogError as error:
-            self._core.refuse(self._core.call(TOPIC), TOPIC, error)
+            with acting_as(stranger):
+                self._core.refuse(self._core.call(TOPIC), TOPIC, error)
             return Message(payload=str(error))
         state = self._core.site.jobs.load(job).state
-        if state.live and not state.get("run_key") and state.attempt == attempt:
+        if state.live and not state.spawned and state.attempt == attempt:
             return failed(CellReturnCode.SERVICE_UNAVAILABLE, "the record of the spawn is not there yet")
         actor = Actor(id=f"{self._core.site.name}.{job}", kind="job", auth="signed", via="cell")
         if state.attempt != attempt or not signed_by(state.get("run_key", ""), job, attempt, status, signature):
-            with acting_as(Actor(id=origin[:200] or "?", kind="job", auth="none", via="cell")):
+            with acting_as(stranger):
                 forged = NotAuthorised(
                     f"{origin[:100]!r} says that {job} is at status {status}, and its run's key did not sign that",
                     "only the job's own process can say so",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.constants import ClientStatus
 from engine.core import Core
 from engine.decide import Command, NotifyStarted, NotifyStopped
-from engine.errors import ArgumentInvalid
+from engine.errors import ArgumentInvalid, NotAuthorised
 from engine.ids import check_job_id
 
 
@@ -29,8 +29,11 @@ def notify(core: Core, job_id: str, job_status: object, *, proven: bool = False)
     if not proven:
         from engine.calls.notice import check_unsigned
 
-        state = core.site.jobs.load(job_id).state
-        core.guarded(call, method, job_id, lambda: check_unsigned(core, job_id, state))
+        loaded = core.site.jobs.load(job_id)
+        try:
+            check_unsigned(core, job_id, loaded.state)
+        except NotAuthorised as error:
+            raise core.refuse(call, method, error, job_id, loaded.state, loaded.revision) from error
     core.command(call, job_id, command)
 
 

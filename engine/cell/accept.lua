@@ -8,8 +8,8 @@ for i = 2, #ARGV, 2 do
   local payload = 'ff:' .. ARGV[i + 1]
   local left = redis.call('PTTL', payload)
   answer[#answer + 1] = false
-  -- It is remembered as long as the payload is there: afterwards nobody can deliver it any more.
-  if left > 0 and redis.call('SET', ARGV[1] .. ARGV[i + 1], '1', 'NX', 'PX', left) then
+  -- It is remembered for longer than its time lasts: afterwards the cell does not take it for that reason.
+  if left > 0 and redis.call('SET', ARGV[1] .. ARGV[i + 1], '1', 'NX', 'PX', left + 120000) then
     answer[#answer] = redis.call('GET', payload)
   end
   redis.call('XDEL', KEYS[1], ARGV[i])

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.cell.fabric import UP_MS, Fabric, answers_of, inbox_of
 from engine.cell.keys import KeyRing
 from engine.cell.message import CellReturnCode, Message, failed
-from engine.cell.protocol import RequestHandler, check_fqcn, check_name
-from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack
+from engine.cell.protocol import RequestHandler, check_fqcn, check_name, root_of
+from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack, until_of
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, KeyUnknown, PayloadInvalid, SealBroken
 from engine.ids import new_call_id
 from events.errors import FlightlogError, LogUnavailable
@@ -28,6 +29,10 @@ log = logging.getLogger("flightlog.cell")
 
 HANDLERS = 32  # requests that are handled at the same time
 LOOK_MS = 200
+FORGET_AFTER = 60.0  # seconds for a message that expects no answer
+SKEW_MS = 60_000  # by how much clocks of two hosts may differ; accept.lua remembers for longer than that
+#: What a return code may look like: a handler of an app gives its own.
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LINGER = 10.0  # seconds that an answer is kept beside its deadline: see fabric.MARGIN_MS
 #: What the fabric says of a message that it does not take.
 WORDS = {
@@ -41,8 +46,8 @@ WORDS = {
 class Journal(Protocol):
     """Records what comes in. Where it cannot, the message is not handled."""
 
-    def received(self, envelope: Envelope) -> None:
-        """A message is about to be handled."""
+    def received(self, envelope: Envelope) -> bool:
+        """A message is about to be handled; False: it was before."""
 
     def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
         """It was handled, and its answer, if one is expected, is about to leave."""
@@ -97,7 +102,7 @@ class FabricCell:
     def start(self) -> FabricCell:
         """Be there: take in requests from now on; a fabric that is away is waited for."""
         try:
-            self._announce()
+            self.fabric.announce(self._fqcn, self._token, self._about())
         except LogUnavailable as error:
             log.warning("%s waits: %s", self._fqcn, error)
         for thread in self._threads:
@@ -182,12 +187,16 @@ class FabricCell:
         secure: bool = False,
         optional: bool = False,
     ) -> dict[str, Message]:
-        """Send each target its own request, and wait for all answers; target -> answer, as above."""
+        """Send each target its own request, and wait for all answers; target -> answer, as above.
+
+        Nothing is sent to anybody where one of them cannot be sent at all.
+        """
         until = time.monotonic() + timeout
-        waits = {
-            target: self._ask(channel, topic, target, request, timeout, secure=secure)
+        packed = {
+            target: self._packed_request(channel, topic, target, request, timeout, secure=secure)
             for target, request in requests.items()
         }
+        waits = {target: self._ask(*one, timeout) for target, one in packed.items()}
         answers: dict[str, Message] = {}
         for target, wait in waits.items():
             answers[target] = wait if isinstance(wait, Message) else self._await(wait, until)
@@ -206,15 +215,20 @@ class FabricCell:
         optional: bool = False,
     ) -> dict[str, str]:
         """Send without waiting for an answer; target -> what kept it from leaving, or ""."""
+        chosen = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
+        packed = [
+            self._packed_request(channel, topic, target, message, FORGET_AFTER, secure=secure, reply=False)
+            for target in chosen
+        ]
         found = {}
-        for target in [targets] if isinstance(targets, str) else targets:
-            sent = self._ask(channel, topic, target, message, 60.0, secure=secure, reply=False)
+        for target, one in zip(chosen, packed, strict=True):
+            sent = self._ask(*one, FORGET_AFTER)
             found[target] = sent.return_code if isinstance(sent, Message) else ""
         return found
 
     # -- sending -------------------------------------------------------------------------------------
 
-    def _ask(
+    def _packed_request(
         self,
         channel: str,
         topic: str,
@@ -224,7 +238,7 @@ class FabricCell:
         *,
         secure: bool,
         reply: bool = True,
-    ) -> _Wait | Message:
+    ) -> tuple[bytes, Envelope]:
         envelope = Envelope(
             id=new_call_id().replace("-", ""),
             kind="request",
@@ -234,10 +248,14 @@ class FabricCell:
             topic=check_name("topic", topic),
             reply=reply,
             reply_to=self._token,
+            until=until_of(life),
             key=new_key(),
-            sealed=secure,
+            sealed=bool(secure),
         )
-        frame, envelope = pack(envelope, request, self.ring)
+        return pack(envelope, request, self.ring)
+
+    def _ask(self, frame: bytes, envelope: Envelope, life: float) -> _Wait | Message:
+        """Put a request into its target's inbox; what says why not, where that fails."""
         if len(frame) > self._payload_max:
             return failed(CellReturnCode.MSG_TOO_BIG, f"{len(frame)} bytes, {self._payload_max} are allowed")
         wait = _Wait(envelope)
@@ -245,7 +263,7 @@ class FabricCell:
             self._waiting[envelope.id] = wait
         try:
             self.fabric.put(envelope.id, frame, life)
-            (word,) = self.fabric.deliver(target, [envelope.id], self._inbox_max)
+            (word,) = self.fabric.deliver(envelope.target, [envelope.id], self._inbox_max)
             if word != "OK":
                 self.fabric.drop([envelope.id])
         except LogUnavailable as error:
@@ -253,8 +271,8 @@ class FabricCell:
             return failed(CellReturnCode.COMM_ERROR, error.what)
         if word != "OK":
             self._forget(envelope.id)
-            return failed(WORDS[word], f"{target}: {word.lower()}")
-        if not reply:
+            return failed(WORDS[word], f"{envelope.target}: {word.lower()}")
+        if not envelope.reply:
             self._forget(envelope.id)
         return wait
 
@@ -276,19 +294,19 @@ class FabricCell:
 
     # -- taking in -------------------------------------------------------------------------------------
 
-    def _announce(self) -> None:
-        self.fabric.announce(self._fqcn, self._token, {"once": True, "pid": os.getpid()})
+    def _about(self) -> dict[str, Any]:
+        """What the fabric is to know of us."""
+        return {"once": True, "pid": os.getpid()}
 
     def _renew_once(self) -> None:
         self._stop.wait(UP_MS / 4000)
-        if self._stop.is_set():
-            return
-        holder = self.fabric.holder(self._fqcn)
-        if holder not in (None, self._token):
+        if not self._stop.is_set():
+            self._renew()
+
+    def _renew(self) -> None:
+        if not self.fabric.renew(self._fqcn, self._token, self._about()):
             log.error("another process has taken over the address %s; this one takes in nothing more", self._fqcn)
             self._stop.set()
-            return
-        self._announce()
 
     def _read_once(self) -> None:
         own = answers_of(self._fqcn, self._token)
@@ -312,7 +330,7 @@ class FabricCell:
                 continue
             with self._freed:
                 self._busy += 1
-            self._pool.submit(self._handle, frame)
+            self._pool.submit(self._handle, message.decode(errors="replace"), frame)
 
     def _take_answer(self, fields: dict[bytes, bytes]) -> None:
         message = fields.get(b"i", b"").decode(errors="replace")
@@ -326,9 +344,9 @@ class FabricCell:
         else:
             log.error("a forged answer to %s was refused", message[:64])
 
-    def _handle(self, frame: bytes) -> None:
+    def _handle(self, message: str, frame: bytes) -> None:
         try:
-            self._take(frame)
+            self._take(message, frame)
         except LogUnavailable as error:
             log.warning("a message could not be handled: %s", error)
         except Exception:
@@ -338,13 +356,13 @@ class FabricCell:
                 self._busy -= 1
                 self._freed.notify()
 
-    def _take(self, frame: bytes) -> None:
+    def _take(self, message: str, frame: bytes) -> None:
         began = time.monotonic()
         envelope: Envelope | None = None
         try:
             envelope = envelope_of(frame)
-            if envelope.target != self._fqcn or envelope.kind != "request":
-                self._refuse(envelope, CellReturnCode.INVALID_TARGET, f"it is for {envelope.target[:100]!r}")
+            if why := self._objection(message, envelope):
+                self._refuse(envelope, CellReturnCode.INVALID_TARGET, why)
                 return
             request = unpack(frame, envelope, self.ring)
         except (KeyUnknown, SealBroken) as error:
@@ -355,14 +373,33 @@ class FabricCell:
             return
         if self.journal is not None:
             try:
-                self.journal.received(envelope)
+                fresh = self.journal.received(envelope)
             except FlightlogError as error:
-                self._answer(envelope, failed(CellReturnCode.SERVICE_UNAVAILABLE, error.what), began)
+                self._send_answer(
+                    envelope, *self._packed(envelope, failed(CellReturnCode.SERVICE_UNAVAILABLE, error.what))
+                )
+                return
+            if not fresh:
+                self.journal.refused(envelope, CellReturnCode.INVALID_REQUEST, "it was taken before")
                 return
         reply = self._call(envelope, request)
         if not envelope.reply:
             self.fabric.drop([envelope.id])  # nobody else will
-        self._answer(envelope, reply, began)
+        frame, answer = self._packed(envelope, reply)
+        if self.journal is not None:
+            self.journal.handled(envelope, answer, int((time.monotonic() - began) * 1000))
+        self._send_answer(envelope, frame, answer)
+
+    def _objection(self, message: str, envelope: Envelope) -> str | None:
+        """Why a message is not for us to handle."""
+        check_fqcn(envelope.sender)
+        if envelope.target != self._fqcn or envelope.kind != "request":
+            return f"it is for {envelope.target[:100]!r}"
+        if envelope.id != message:
+            return f"it was delivered under the id of another: {message[:64]!r}"
+        if envelope.until and envelope.until < time.time() * 1000 - SKEW_MS:
+            return "its time was over long ago"
+        return None
 
     def _call(self, envelope: Envelope, request: Message) -> Message:
         handler = next(
@@ -392,18 +429,14 @@ class FabricCell:
         log.error("a message was refused: %s", why)
         if self.journal is not None:
             self.journal.refused(envelope, code, why)
-        if envelope is not None and envelope.reply and envelope.kind == "request":
-            self._send_answer(envelope, *self._packed(envelope, failed(code, why)))
+        if envelope is not None and envelope.kind == "request":
+            self._send_answer(envelope, *self._packed(envelope, failed(code, why), opened=False))
 
-    def _answer(self, envelope: Envelope, reply: Message, began: float) -> None:
-        frame, answer = self._packed(envelope, reply)
-        if self.journal is not None:
-            self.journal.handled(envelope, answer, int((time.monotonic() - began) * 1000))
-        if envelope.reply:
-            self._send_answer(envelope, frame, answer)
+    def _packed(self, envelope: Envelope, reply: Message, *, opened: bool = True) -> tuple[bytes, Envelope]:
+        """An answer as bytes: sealed where the request was, so that no carrier learns from a failure either."""
 
-    def _packed(self, envelope: Envelope, reply: Message) -> tuple[bytes, Envelope]:
-        def packed(message: Message) -> tuple[bytes, Envelope]:
+        def packed(message: Message, *, seal: bool) -> tuple[bytes, Envelope]:
+            code = message.return_code
             answer = Envelope(
                 id=envelope.id,
                 kind="answer",
@@ -411,26 +444,35 @@ class FabricCell:
                 target=envelope.sender,
                 channel=envelope.channel,
                 topic=envelope.topic,
+                until=envelope.until,
                 key=envelope.key,
-                code=message.return_code,
-                sealed=envelope.sealed and self.ring is not None and message.return_code == CellReturnCode.OK,
+                code=code if _CODE.fullmatch(code) else CellReturnCode.PROCESS_EXCEPTION,
+                sealed=seal,
             )
             return pack(answer, message, self.ring)
 
+        seal = envelope.sealed and opened
+        if envelope.sealed and not opened:
+            return packed(failed(reply.return_code), seal=False)  # the code alone
         try:
-            frame, answer = packed(reply)
-        except (PayloadInvalid, KeyUnknown) as error:
-            return packed(failed(CellReturnCode.PROCESS_EXCEPTION, f"the answer cannot be sent: {error.what}"))
+            frame, answer = packed(reply, seal=seal)
+        except KeyUnknown:  # its key was taken away meanwhile
+            return packed(failed(CellReturnCode.AUTHENTICATION_ERROR), seal=False)
+        except PayloadInvalid as error:
+            why = f"the answer cannot be sent: {error.what}"
+            return packed(failed(CellReturnCode.PROCESS_EXCEPTION, why), seal=seal)
         if len(frame) > self._payload_max:
-            return packed(failed(CellReturnCode.MSG_TOO_BIG, f"the answer has {len(frame)} bytes"))
+            return packed(failed(CellReturnCode.MSG_TOO_BIG, f"the answer has {len(frame)} bytes"), seal=seal)
         return frame, answer
 
     def _send_answer(self, envelope: Envelope, frame: bytes, answer: Envelope) -> None:
+        if not envelope.reply:
+            return
         try:
             sender = check_fqcn(envelope.sender)
         except ArgumentInvalid:
-            return  # it was refused already
-        whom = sender if envelope.reply_to else sender.partition(".")[0]
+            return  # there is nobody to tell
+        whom = sender if envelope.reply_to else root_of(sender)
         token = envelope.reply_to if len(envelope.reply_to) == 16 and envelope.reply_to.isalnum() else ""
         self.fabric.answer(
             answers_of(whom, token),
@@ -466,8 +508,8 @@ class FabricCell:
     def _try_again(self) -> None:
         """A fabric that comes back has forgotten us: say at once that we are there."""
         try:
-            if not self._stop.is_set() and self.fabric.holder(self._fqcn) is None:
-                self._announce()
+            if not self._stop.is_set():
+                self._renew()
         except LogUnavailable as error:
             log.debug("the fabric is still away: %s", error)
 
@@ -488,8 +530,10 @@ def open_answer(frame: bytes | None, request: Envelope, ring: KeyRing | None) ->
         answer = envelope_of(frame)
         if (answer.id, answer.kind, answer.sender, answer.key) != (request.id, "answer", request.target, request.key):
             return failed(CellReturnCode.AUTHENTICATION_ERROR, "a forged answer")
-        if request.sealed and not answer.sealed and answer.code == CellReturnCode.OK:
-            return failed(CellReturnCode.AUTHENTICATION_ERROR, "the answer to a sealed request came unsealed")
+        if request.sealed and not answer.sealed:
+            # Anybody can have written it, so its words are not passed on.
+            code = answer.code if answer.code != CellReturnCode.OK else CellReturnCode.AUTHENTICATION_ERROR
+            return failed(code, "the answer to a sealed request came unsealed")
         return unpack(frame, answer, ring)
     except (KeyUnknown, SealBroken) as error:
         return failed(CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")

@@ -29,6 +29,16 @@ ANSWERS_MAX = 100_000
 MARGIN_MS = 10_000
 
 
+#: A cell goes on being there, unless a newer one of its address is.
+_RENEW = """
+local is = redis.call('GET', KEYS[2])
+if is and is ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
+return 1
+"""
+
+
 def inbox_of(fqcn: str) -> str:
     """Key of a cell's inbox."""
     return f"ff:{{{fqcn}}}:in"
@@ -62,6 +72,7 @@ class Fabric:
             socket_connect_timeout=2,
             retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 1),
         )
+        self._renew = self.client.register_script(_RENEW)
         self._commands: Together[tuple[Any, ...], Any] = Together(self._each)
         self._deliver = self.client.register_script((files("engine") / "cell" / "deliver.lua").read_text("utf-8"))
         self._accept = self.client.register_script((files("engine") / "cell" / "accept.lua").read_text("utf-8"))
@@ -71,6 +82,10 @@ class Fabric:
     def put(self, name: str, frame: bytes, life: float) -> None:
         """Keep bytes under a message's id (``<id>``, or ``<id>:r`` for its answer) for ``life`` seconds and a bit."""
         self._commands(("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS))
+
+    def look(self, name: str) -> bytes | None:
+        """Bytes that stay where they are; None where they are gone."""
+        return cast("bytes | None", self._commands(("GET", f"ff:{name}")))
 
     def fetch(self, name: str) -> bytes | None:
         """Take bytes away; None where they are gone."""
@@ -150,6 +165,11 @@ class Fabric:
             pipe.hset(CELLS, fqcn, json.dumps(dict(about)))
             pipe.set(up_of(fqcn), token, px=UP_MS)
             pipe.execute()
+
+    def renew(self, fqcn: str, token: str, about: Mapping[str, Any]) -> bool:
+        """Go on being there; False where another cell has taken over the address."""
+        with reachable():
+            return bool(self._renew(keys=[CELLS, up_of(fqcn)], args=[fqcn, token, UP_MS, json.dumps(dict(about))]))
 
     def holder(self, fqcn: str) -> str | None:
         """Token of the cell that is there; None: none is."""

@@ -47,25 +47,30 @@ class RecordJournal:
         self._digests = digests
         self._job = job
 
-    def received(self, envelope: Envelope) -> None:
-        """A message is about to be handled; raises ``FlightlogError`` where that cannot be recorded."""
+    def received(self, envelope: Envelope) -> bool:
+        """A message is about to be handled; False: it was before, and is on the record already.
+
+        Raises:
+            FlightlogError: it cannot be recorded, so it is not to be handled.
+        """
         body = AuxReceived(
             id=_plain(envelope.id[:64]),
-            channel=envelope.channel,
+            channel=_plain(envelope.channel),
             topic=_plain(envelope.topic),
             sender=_plain(envelope.sender),
             size=envelope.size,
             digest=self._digests.of(envelope.sha256),
             secure=envelope.sealed,
             reply=envelope.reply,
+            inside=root_of(envelope.sender) == self._core.site.name,
         )
-        self._core.site.jobs.note(self._call(envelope, "received"), [body], self._job)
+        return not self._core.site.jobs.note(self._call(envelope, "received"), [body], self._job).repeated
 
     def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
         """It was handled, and its answer is about to leave."""
         body = AuxHandled(
             id=_plain(envelope.id[:64]),
-            channel=envelope.channel,
+            channel=_plain(envelope.channel),
             topic=_plain(envelope.topic),
             target=_plain(envelope.sender),
             code=answer.code,

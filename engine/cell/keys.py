@@ -161,6 +161,10 @@ class KeyRing:
             raise KeyUnknown(f"no key of {name!r:.140} is known, and none can be", _trust(""), peer=str(name)[:128])
         return self._read_peer(name)
 
+    def trusts(self, name: str) -> bool:
+        """Whether a key of this name was ever trusted here, and not removed; one that cannot be read counts."""
+        return name == self.name or (is_name(name) and os.path.lexists(self._path(name)))
+
     def _read_peer(self, name: str) -> Peer:
         path = self._path(name)
         try:

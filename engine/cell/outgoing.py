@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,6 +11,8 @@ from engine.cell.message import CellReturnCode, Message
 from engine.cell.protocol import check_fqcn, check_name
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid
 from events.envelope import Call
+
+LONGEST = 30 * 86_400  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ def check_timeout(timeout: object) -> float:
     """Seconds to wait; zero: do not.
 
     Raises:
-        ArgumentTypeInvalid: no number. ArgumentInvalid: negative, NaN or infinite.
+        ArgumentTypeInvalid: no number. ArgumentInvalid: negative, NaN, or longer than 30 days.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise ArgumentTypeInvalid(
@@ -104,6 +105,8 @@ def check_timeout(timeout: object) -> float:
             "give seconds; 0 does not wait",
             field="timeout",
         )
-    if not math.isfinite(timeout) or timeout < 0:
-        raise ArgumentInvalid(f"timeout is {timeout}", "give seconds, 0 or more", field="timeout")
+    if not 0 <= timeout <= LONGEST:  # NaN is neither
+        raise ArgumentInvalid(
+            f"timeout is {str(timeout)[:40]}", f"give seconds, from 0 to {LONGEST} (30 days)", field="timeout"
+        )
     return float(timeout)

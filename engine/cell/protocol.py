@@ -69,6 +69,8 @@ def check_cell(cell: Any) -> Cell:
     Raises:
         ArgumentTypeInvalid: it lacks a method.
     """
+    if isinstance(cell, type):
+        raise ArgumentTypeInvalid(f"the class {cell.__name__} is no cell", "give one of its objects", field="cell")
     missing = [name for name in _NEEDED if not callable(getattr(cell, name, None))]
     if missing:
         raise ArgumentTypeInvalid(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 from engine.actors import current_call_id
 from engine.cell.cell import open_answer
@@ -17,7 +18,8 @@ from engine.cell.keys import KeyRing
 from engine.cell.message import CellReturnCode, Message
 from engine.cell.outcomes import find_outcome
 from engine.cell.outgoing import Outgoing, Sent, message_id
-from engine.cell.wire import Envelope, key_digest, new_key, pack
+from engine.cell.protocol import root_of
+from engine.cell.wire import Envelope, envelope_of, key_digest, new_key, pack, until_of
 from engine.core import Core
 from engine.errors import PayloadTooLarge
 from engine.jobs import Note
@@ -25,6 +27,7 @@ from events.append import WorkRefused
 from events.bodies.messages import AuxFailed, AuxReplyLost, AuxRequested
 from events.envelope import Call, Event
 from events.errors import FlightlogError, LogUnavailable
+from events.read import at
 
 log = logging.getLogger("flightlog.sender")
 
@@ -56,6 +59,7 @@ class Sender:
             channel=out.channel,
             topic=out.topic,
             reply=out.reply,
+            until=until_of(self._within(out)),
             key=new_key(),
             sealed=out.secure,
         )
@@ -83,7 +87,7 @@ class Sender:
 
     def _record(self, call: Call, envelope: Envelope, frame: bytes, out: Outgoing) -> str:
         """Payload first, then the intent, then the bell; the position of the intent."""
-        within = out.timeout if out.reply else self.core.site.settings.forget_deadline
+        within = self._within(out)
         requested = AuxRequested(
             id=envelope.id,
             channel=envelope.channel,
@@ -95,6 +99,7 @@ class Sender:
             reply_key=key_digest(envelope.key),
             secure=envelope.sealed,
             optional=out.optional,
+            inside=root_of(out.target) == self.core.site.name,
             transport="lane",
             deadline=within,
             attempts=self.core.site.settings.attempts,
@@ -112,17 +117,33 @@ class Sender:
                 log.warning("the bell for %s could not be rung, the collector will: %s", envelope.target, error)
         return noted.positions[0]
 
+    def _within(self, out: Outgoing) -> float:
+        """Seconds within which it is to be sent and answered."""
+        return out.timeout if out.reply else self.core.site.settings.forget_deadline
+
     def _again(self, envelope: Envelope, position: str, out: Outgoing) -> Sent:
-        """This very call came before: wait for what came of it; an answer is read only once."""
+        """This very call came before: wait for what came of it, and read its answer again while it is there."""
         if not out.reply:
             return Sent(envelope.id, CellReturnCode.OK)
+        store = self.core.site.jobs.store
         until = time.monotonic() + out.timeout
-        while (outcome := find_outcome(self.core.site.jobs.store, envelope.id, position)) is None:
+        while (outcome := find_outcome(store, envelope.id, position)) is None:
             if time.monotonic() > until:
                 return Sent(envelope.id, CellReturnCode.TIMEOUT, "what came of the first call is not known yet")
             time.sleep(0.05)
         body = outcome.body
-        return Sent(envelope.id, _cell_code(body.get("code", CellReturnCode.COMM_ERROR)), body.get("why", ""))
+        if outcome.type != "AuxReplied":
+            return Sent(envelope.id, _cell_code(body.get("code", CellReturnCode.COMM_ERROR)), body.get("why", ""))
+        frame = self.fabric.look(f"{envelope.id}:r")
+        (intent,) = at(store, [position])
+        try:
+            key = envelope_of(frame).key if frame is not None else ""
+        except FlightlogError:
+            key = ""
+        if frame is None or key_digest(key) != intent.body["reply_key"]:
+            return Sent(envelope.id, CellReturnCode.COMM_ERROR, "it was answered, and the answer is gone by now")
+        answer = open_answer(frame, replace(envelope, key=key), self.ring)
+        return Sent(envelope.id, answer.return_code, str(answer.get_header("error", "")), answer)
 
     def _overdue(self, call: Call, envelope: Envelope, position: str, job: str | None) -> Event | None:
         """The time is over: record that, unless another outcome came first; None: the record is away."""
@@ -155,7 +176,9 @@ class Sender:
     def _answer(self, call: Call, envelope: Envelope, body: dict[str, object], job: str | None) -> Sent:
         """Fetch an answer that the record says is there."""
         try:
-            answer = open_answer(self.fabric.fetch(f"{envelope.id}:r"), envelope, self.ring)
+            # A call that can be repeated under its id finds the answer again, for as long as it lives.
+            take = self.fabric.fetch if current_call_id() is None else self.fabric.look
+            answer = open_answer(take(f"{envelope.id}:r"), envelope, self.ring)
         except LogUnavailable as error:
             answer = Message({"return_code": CellReturnCode.COMM_ERROR, "error": error.what})
         code, why = answer.return_code, str(answer.get_header("error", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ class Envelope:
         sender, target: FQCNs.
         reply: an answer is waited for.
         reply_to: "" for the sender's site, whose collector reads it; else the one cell that waits.
+        until: ms since the epoch, by the sender's clock, when its time is over; 0: it does not say.
         key: what an answer must show, so that only a reader of the request can give one.
         code: of an answer.
         size: bytes of the body.
@@ -42,6 +44,7 @@ class Envelope:
     topic: str
     reply: bool = False
     reply_to: str = ""
+    until: int = 0
     key: str = ""
     code: str = ""
     sealed: bool = False
@@ -52,12 +55,19 @@ class Envelope:
     @property
     def context(self) -> bytes:
         """What a seal is bound to beside its content."""
-        return codec.encode([self.id, self.kind, self.sender, self.target, self.channel, self.topic, self.code])
+        return codec.encode(
+            [self.id, self.kind, self.sender, self.target, self.channel, self.topic, self.code, self.until, self.key]
+        )
 
 
 def new_key() -> str:
     """What the answer to a request must show."""
     return secrets.token_hex(16)
+
+
+def until_of(life: float) -> int:
+    """When a message's time is over that begins now, in ms since the epoch."""
+    return int((time.time() + life) * 1000)
 
 
 def key_digest(key: str) -> str:
@@ -127,7 +137,7 @@ def unpack(frame: bytes, envelope: Envelope, ring: KeyRing | None = None) -> Mes
     if len(body) != envelope.size or hashlib.sha256(body).digest() != envelope.sha256:
         raise PayloadInvalid("the message was altered on its way: its digest differs")
     if not envelope.sealed:
-        message = Message(envelope.headers, codec.decode(bytes(body)))
+        message = Message(envelope.headers, codec.decode(body))
     else:
         if ring is None:
             raise KeyUnknown("a sealed message came, and there are no keys to open it", "flightlog keys trust FILE")
@@ -152,6 +162,7 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("id", "kind", "sender", "target", "channel", "topic", "reply_to", "key", "code"), str),
     **dict.fromkeys(("reply", "sealed"), bool),
     "size": int,
+    "until": int,
     "sha256": bytes,
     "headers": dict,
 }

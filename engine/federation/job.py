@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flightlog.federation")
 
 ASSIGN_TIMEOUT = 5.0
+END_TIMEOUT = 2.0
 AGAIN_AFTER = 0.3  # seconds until a task that was not taken in is offered again
 #: Answers to an assignment that another try does not change.
 FINAL = frozenset((ReturnCode.TASK_UNKNOWN, ReturnCode.BAD_TASK_DATA, ReturnCode.BAD_REQUEST_DATA))
@@ -46,7 +47,7 @@ class ServerJob:
     def wait_ready(self, timeout: float) -> None:
         """Wait until the job's processes are there; raises ``CallTimeout`` naming those that are not."""
         until = time.monotonic() + timeout
-        while missing := [site for site in self.sites if self._server.cell.fabric.holder(self._at(site)) is None]:
+        while missing := [site for site in self.sites if self._server.cell.fabric.holder(self.at(site)) is None]:
             if time.monotonic() > until:
                 raise CallTimeout(
                     f"{self.job_id} has no process yet on {', '.join(missing)}", "look there: flightlog why JOB"
@@ -73,54 +74,51 @@ class ServerJob:
         """
         until = time.monotonic() + timeout
         tasks = {site: secrets.token_hex(16) for site in self.sites}
+        offers = _Offers(self, name, data, tasks)
         with self._changed:
             self._results.update(dict.fromkeys(tasks.values()))
-        for site, why in self._assign(name, data, tasks, until).items():
-            self.take_result(site, tasks[site], why)
 
         def enough() -> bool:
             given = [result for task in tasks.values() if (result := self._results.get(task)) is not None]
             well = sum(result.get_return_code() == ReturnCode.OK for result in given)
             return len(given) == len(tasks) or (min_replies is not None and well >= min_replies)
 
+        while True:
+            offers.make(until)
+            for site in offers.refused:
+                self.take_result(site, tasks[site], offers.why[site])
+            left = until - time.monotonic()
+            with self._changed:
+                if self._changed.wait_for(enough, max(0.0, left if offers.all_made else min(left, AGAIN_AFTER))):
+                    break
+            if left <= 0:
+                break
         with self._changed:
-            self._changed.wait_for(enough, max(0.0, until - time.monotonic()))
             found = {site: self._results.pop(task, None) for site, task in tasks.items()}
-        late = [site for site, result in found.items() if result is None]
+        late = {site: tasks[site] for site, result in found.items() if result is None}
         if late:
-            self._tell(late, TaskTopic.ABORT)
+            self._give_up(late)
         return {
-            site: result if result is not None else make_reply(ReturnCode.TIMEOUT) for site, result in found.items()
+            site: result if result is not None else offers.why.get(site) or make_reply(ReturnCode.TIMEOUT)
+            for site, result in found.items()
         }
 
-    def _assign(
-        self, name: str, data: Shareable | Mapping[str, Shareable], tasks: Mapping[str, str], until: float
-    ) -> dict[str, Shareable]:
-        """Offer the tasks until each is taken in or refused for good; who did not take it in, and why."""
-        left = dict(tasks)
-        why: dict[str, Shareable] = {}
-        while left:
-            messages = {
-                self._at(site): Message({TASK_ID: task, TASK_NAME: name}, self._data(data, site))
-                for site, task in left.items()
-            }
-            wait = max(0.1, min(ASSIGN_TIMEOUT, until - time.monotonic()))
-            answers = self._server.cell.ask_each(
-                CellChannel.SERVER_MAIN, TaskTopic.ASSIGN, messages, wait, secure=self._server.secure, optional=True
+    def _give_up(self, late: Mapping[str, str]) -> None:
+        """Tell jobs that nobody waits for these tasks any more; without waiting for their answers."""
+        for site, task in late.items():
+            self._server.cell.fire_and_forget(
+                CellChannel.SERVER_MAIN,
+                TaskTopic.ABORT,
+                self.at(site),
+                Message({TASK_ID: task}, Shareable()),
+                secure=self._server.secure,
             )
-            for site in list(left):
-                said = _said(answers[self._at(site)])
-                if said.get_return_code() == ReturnCode.OK:
-                    del left[site]
-                    why.pop(site, None)
-                else:
-                    why[site] = said
-                    if said.get_return_code() in FINAL:
-                        del left[site]
-            if not left or time.monotonic() + AGAIN_AFTER > until:
-                break
-            time.sleep(AGAIN_AFTER)
-        return why
+
+    def offer(self, messages: Mapping[str, Message], wait: float) -> dict[str, Message]:
+        """Offer tasks: address -> its message; address -> answer."""
+        return self._server.cell.ask_each(
+            CellChannel.SERVER_MAIN, TaskTopic.ASSIGN, messages, wait, secure=self._server.secure, optional=True
+        )
 
     def take_result(self, site: str, task: str, result: Any) -> None:
         """A result came in; a second one for the same task, or one for none, is dropped."""
@@ -137,28 +135,68 @@ class ServerJob:
 
     def end(self) -> None:
         """Tell the job's processes that the run is over."""
-        self._tell(self.sites, TaskTopic.END_RUN)
-
-    def _tell(self, sites: Sequence[str], topic: str) -> None:
-        targets = [self._at(site) for site in sites]
         self._server.cell.broadcast_request(
             CellChannel.SERVER_MAIN,
-            topic,
-            targets,
+            TaskTopic.END_RUN,
+            [self.at(site) for site in self.sites],
             Message(payload=Shareable()),
-            ASSIGN_TIMEOUT,
+            END_TIMEOUT,
             secure=self._server.secure,
             optional=True,
         )
 
-    def _at(self, site: str) -> str:
+    def at(self, site: str) -> str:
+        """Address of the job's process on a site."""
         return f"{site}.{self.job_id}"
 
-    @staticmethod
-    def _data(data: Shareable | Mapping[str, Shareable], site: str) -> Shareable:
-        if isinstance(data, Shareable):
-            return data
-        return data[site]
+
+class _Offers:
+    """A task on offer to several sites, until each has taken it in or refused it for good.
+
+    Attributes:
+        refused: sites that said no for good, since the last offer.
+        why: of each site that has not taken it in: its last word.
+    """
+
+    def __init__(
+        self, job: ServerJob, name: str, data: Shareable | Mapping[str, Shareable], tasks: Mapping[str, str]
+    ) -> None:
+        self._job = job
+        self._name = name
+        self._data = data
+        self._left = dict(tasks)
+        self.refused: list[str] = []
+        self.why: dict[str, Shareable] = {}
+
+    @property
+    def all_made(self) -> bool:
+        """Nobody is left to be asked."""
+        return not self._left
+
+    def make(self, until: float) -> None:
+        """Offer it to whoever is left."""
+        self.refused = []
+        if not self._left:
+            return
+        messages = {
+            self._job.at(site): Message({TASK_ID: task, TASK_NAME: self._name}, self._of(site))
+            for site, task in self._left.items()
+        }
+        answers = self._job.offer(messages, max(0.1, min(ASSIGN_TIMEOUT, until - time.monotonic())))
+        for site in list(self._left):
+            said = _said(answers[self._job.at(site)])
+            code = said.get_return_code()
+            if code == ReturnCode.OK:
+                self.why.pop(site, None)
+            else:
+                self.why[site] = said
+            if code in FINAL:
+                self.refused.append(site)
+            if code == ReturnCode.OK or code in FINAL:
+                del self._left[site]
+
+    def _of(self, site: str) -> Shareable:
+        return self._data if isinstance(self._data, Shareable) else self._data[site]
 
 
 def _said(answer: Message) -> Shareable:

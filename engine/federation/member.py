@@ -10,14 +10,14 @@ import logging
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.actors import acting_as
 from engine.cell.cell import FabricCell
 from engine.cell.fabric import Fabric
 from engine.cell.message import CellChannel, CellReturnCode, Message, MessageHeaderKey, failed
 from engine.cell.outgoing import Outgoing
-from engine.errors import ArgumentInvalid, KeyUnknown, NotAuthorised
+from engine.errors import ArgumentInvalid, NotAuthorised
 from engine.federation.topics import REGISTER, AdminTopic
 from engine.shareable import Shareable
 from events.envelope import Actor
@@ -112,7 +112,9 @@ class Member:
     def _handle(self, message: Message) -> Message:
         topic = str(message.get_header(MessageHeaderKey.TOPIC))
         said = message.payload
-        actor = Actor(id=self._server, kind="server", auth="signed" if self._sealed(message) else "none", via="cell")
+        origin = str(message.get_header(MessageHeaderKey.ORIGIN))[:200] or "?"
+        kind: Literal["server", "service"] = "server" if origin == self._server else "service"
+        actor = Actor(id=origin, kind=kind, auth="signed" if self._sealed(message) else "none", via="cell")
         try:
             with acting_as(actor, reason=_reason(said)):
                 self._check(message, topic, said)
@@ -136,6 +138,8 @@ class Member:
             error = ArgumentInvalid(f"the command's payload is a {type(said).__name__}", "give named values")
         elif topic != AdminTopic.STATUS and "job_id" not in said:
             error = ArgumentInvalid("the command names no job", "give job_id", field="job_id")
+        elif topic == AdminTopic.DEPLOY and "app" not in said:
+            error = ArgumentInvalid("the command brings no app", "give app: the bytes of its zip", field="app")
         if error is not None:
             raise core.refuse(core.call(topic), topic, error)
 
@@ -143,10 +147,7 @@ class Member:
         return bool(message.get_header(MessageHeaderKey.SECURE))
 
     def _trusts(self) -> bool:
-        try:
-            return self._cell.ring is not None and bool(self._cell.ring.peer(self._server))
-        except KeyUnknown:
-            return False
+        return self._cell.ring is not None and self._cell.ring.trusts(self._server)
 
     def _deploy(self, said: dict[str, Any]) -> str:
         return self._engine.deploy_app(

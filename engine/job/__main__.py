@@ -10,7 +10,6 @@ import sys
 from engine.constants import ExitCode
 from engine.job.grant import Grant
 from engine.job.process import JobProcess
-from events.errors import FlightlogError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,11 +25,12 @@ def main(argv: list[str] | None = None) -> int:
             f"there is no grant on descriptor {args.grant} ({error}): a job is launched by its site", file=sys.stderr
         )
         return 2
+    process = JobProcess(grant)
     try:
-        code = JobProcess(grant).run()
-    except FlightlogError:
+        code = process.run()
+    except Exception:
         logging.getLogger("flightlog.job").exception("the job ends")
-        code = int(ExitCode.EXCEPTION)
+        code = process.ends_with(ExitCode.EXCEPTION)
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)  # a thread of the app's own is not waited for

@@ -37,14 +37,14 @@ def make(spec: ComponentSpec) -> Any:
     module, _, name = spec.path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except Exception as error:  # an app's module fails in any way it likes
+    except (Exception, SystemExit) as error:  # an app's module fails in any way it likes
         raise BadConfig(
             f"{CONFIG}: {spec.where} names {spec.path}, which does not import: {type(error).__name__}: {error}",
             "put its module into the app's custom/, or correct the path",
         ) from error
     try:
         return cls(**spec.args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadConfig(
             f"{CONFIG}: {spec.where}: {spec.path} cannot be made with its args: {type(error).__name__}: {error}",
             "correct its args",

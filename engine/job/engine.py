@@ -69,7 +69,7 @@ class JobEngine:
 
     def hear(self, component: object) -> None:
         """Have a component told of events."""
-        if isinstance(component, FLComponent) and component not in self._handlers:
+        if isinstance(component, FLComponent) and all(component is not one for one in self._handlers):
             self._handlers.append(component)
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -27,8 +27,8 @@ class Grant:
     job: str
     attempt: int
     server: str
-    run_key: str
-    settings: dict[str, Any]
+    run_key: str = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
 
     @classmethod
     def read(cls, fd: int) -> Grant:

@@ -21,9 +21,13 @@ class KeptErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
-        said = record.getMessage()
-        if record.exc_info and record.exc_info[1] is not None:
-            said += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        try:
+            said = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                said += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        except Exception:  # noqa: BLE001 - as every handler: whoever logs is not to fail over it
+            self.handleError(record)
+            return
         with self._guard:
             self._kept.append({"time": record.created, "logger": record.name, "message": said[:CUT]})
 

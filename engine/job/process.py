@@ -23,7 +23,7 @@ from engine.cell.message import CellChannel, CellReturnCode, Message, MessageHea
 from engine.cell.outgoing import Outgoing
 from engine.cell.sender import Sender
 from engine.comm import ring_of
-from engine.constants import ClientStatus, EventType, ExitCode, FLContextKey, ReturnCode
+from engine.constants import ClientStatus, EventType, ExitCode, FLContextKey, ReservedKey, ReturnCode
 from engine.core import Core
 from engine.errors import BadConfig
 from engine.fold import JobState
@@ -37,7 +37,8 @@ from engine.jobtalk import CommandTopic
 from engine.shareable import Shareable, make_reply
 from engine.site import Site
 from engine.tasking import TASK_ID, TASK_NAME, TaskTopic
-from events.bodies.messages import TaskDone, TaskReceived
+from events.bodies.base import Body
+from events.bodies.messages import TaskDone, TaskReceived, TaskStarted
 from events.envelope import Actor, Call
 from events.errors import FlightlogError, LogUnavailable
 
@@ -74,12 +75,18 @@ class JobProcess:
         set_process_actor(Actor(id=self.fqcn, kind="job", auth="os-uid"))
         self.kept = KeptErrors()
         logging.getLogger().addHandler(self.kept)
-        self._tasks: queue.Queue[Task | None] = queue.Queue(QUEUED)
+        self._tasks: queue.Queue[Task | None] = queue.Queue()
         self._seen: set[str] = set()
+        self._queued: dict[str, Task] = {}
         self._current: Task | None = None
         self._done = 0
         self._over = threading.Event()
         self._lock = threading.Lock()
+
+    def ends_with(self, code: ExitCode) -> int:
+        """Leave the code where the keeper looks for it: of an exit alone it cannot tell whose words they are."""
+        (self.site.workspace.run(self.grant.job) / "_process_rc.txt").write_text(str(int(code)))
+        return int(code)
 
     def run(self) -> int:
         """Until the run is over; the exit code."""
@@ -89,7 +96,7 @@ class JobProcess:
             executors, components = load(app)
         except BadConfig as error:
             log.error("%s", error)
-            return int(ExitCode.CONFIG_ERROR)
+            return self.ends_with(ExitCode.CONFIG_ERROR)
         self.executors: dict[str, Executor] = executors
         for number in (os_signal.SIGTERM, os_signal.SIGINT):
             os_signal.signal(number, self._told_to_end)
@@ -100,7 +107,7 @@ class JobProcess:
         )
         for executor in dict.fromkeys(executors.values()):
             self.engine.hear(executor)
-        ring = ring_of(self.site.workspace)
+        ring = self.ring = ring_of(self.site.workspace)
         self.sender = Sender(self.core, self.fqcn, ring)
         self.engine.aux = AuxRunner(
             self.core, self.engine.new_context, lambda: self.sender, server=self.grant.server, job=self.grant.job
@@ -158,8 +165,9 @@ class JobProcess:
                 if answer.payload != "ok":
                     log.error("the engine did not take in that we are %s: %s", status.text, answer.payload)
                 return
-            if self._over.wait(0.2) and status is ClientStatus.STARTED:
+            if status is ClientStatus.STARTED and self._over.is_set():
                 return
+            time.sleep(0.2)
 
     # -- tasks -----------------------------------------------------------------------------------------
 
@@ -167,9 +175,12 @@ class JobProcess:
         while (task := self._tasks.get()) is not None:
             with self._lock:
                 self._current, task.began = task, time.time()
-            result = self._execute(task)
+            # One that was given up while it waited is not begun.
+            aborted = make_reply(ReturnCode.TASK_ABORTED)
+            result = self._done_with(task, aborted, 0.0) if task.abort.triggered else self._execute(task)
             with self._lock:
                 self._current = None
+                self._queued.pop(task.id, None)
                 self._done += 1
             self._send_result(task, result)
 
@@ -177,18 +188,25 @@ class JobProcess:
         fl_ctx = self.engine.new_context()
         fl_ctx.set_prop(FLContextKey.RUN_ABORT_SIGNAL, task.abort, private=True, sticky=False)
         began = time.monotonic()
+        self._note(task, "started", TaskStarted(task_id=task.id, task=task.name))
         try:
             self.engine.fire_event(EventType.BEFORE_TASK_EXECUTION, fl_ctx)
             result = self.executors[task.name].execute(task.name, task.data, fl_ctx, task.abort)
             self.engine.fire_event(EventType.AFTER_TASK_EXECUTION, fl_ctx)
-        except Exception:
+        except (Exception, SystemExit):  # an executor does not end the job
             log.exception("task %s failed", task.name)
             result = make_reply(ReturnCode.EXECUTION_EXCEPTION)
         if task.abort.triggered and not (isinstance(result, Shareable) and result.get_return_code() != ReturnCode.OK):
             result = make_reply(ReturnCode.TASK_ABORTED)
-        if not isinstance(result, Shareable):
-            log.error("task %s returned a %s, not a Shareable", task.name, type(result).__name__)
+        if not _is_result(result):
+            log.error("task %s returned a %s without a return code", task.name, type(result).__name__)
             result = make_reply(ReturnCode.EXECUTION_RESULT_ERROR)
+        if task.abort.triggered and result.get_return_code() == ReturnCode.OK:
+            result = make_reply(ReturnCode.TASK_ABORTED)
+        return self._done_with(task, result, time.monotonic() - began)
+
+    def _done_with(self, task: Task, result: Shareable, seconds: float) -> Shareable:
+        """Record the end of a task; the result as it can be sent."""
         try:
             size = len(codec.encode(result))
         except FlightlogError as error:
@@ -197,11 +215,11 @@ class JobProcess:
         done = TaskDone(
             task_id=task.id,
             task=task.name,
-            code=result.get_return_code(),
+            code=result.get_return_code()[:64],
             size=size,
-            ms=int((time.monotonic() - began) * 1000),
+            ms=int(seconds * 1000),
         )
-        self._note(f"task:{task.id}", "done", done)
+        self._note(task, "done", done)
         return result
 
     def _send_result(self, task: Task, result: Shareable) -> None:
@@ -228,7 +246,9 @@ class JobProcess:
                 return
         log.error("the result of task %s is given up", task.name)
 
-    def _note(self, call_id: str, step: str, body: Any) -> None:
+    def _note(self, task: Task, step: str, body: Body) -> None:
+        # A task's id is the server's: it may come again in another job, or another run.
+        call_id = f"task:{self.grant.job}:{self.grant.attempt}:{task.id}"
         call = Call(call_id=call_id, actor=Actor(id=self.fqcn, kind="job", auth="os-uid"), step=step)
         try:
             self.site.jobs.note(call, [body], self.grant.job)
@@ -240,12 +260,14 @@ class JobProcess:
     def _from_server(self, request: Message) -> Message:
         if request.get_header(MessageHeaderKey.ORIGIN) != self.grant.server:
             return failed(CellReturnCode.UNAUTHENTICATED, f"tasks come from {self.grant.server} alone")
+        if not request.get_header(MessageHeaderKey.SECURE) and self.ring.trusts(self.grant.server):
+            return failed(CellReturnCode.UNAUTHENTICATED, f"{self.grant.server} has a key here: seal it with that")
         topic = request.get_header(MessageHeaderKey.TOPIC)
         if topic == TaskTopic.END_RUN:
             self._end()
             return Message(payload=make_reply(ReturnCode.OK))
         if topic == TaskTopic.ABORT:
-            self._abort_task("server")
+            self._abort_task("server", request.get_header(TASK_ID))
             return Message(payload=make_reply(ReturnCode.OK))
         if topic != TaskTopic.ASSIGN:
             return failed(CellReturnCode.INVALID_REQUEST, f"there is no topic {topic!r} for tasks")
@@ -254,29 +276,32 @@ class JobProcess:
     def _take(self, request: Message) -> str:
         """Take a task in; the return code."""
         task_id, name, data = request.get_header(TASK_ID), request.get_header(TASK_NAME), request.payload
-        if not isinstance(task_id, str) or not isinstance(name, str) or not isinstance(data, Shareable):
+        if not isinstance(task_id, str) or not 0 < len(task_id) <= 100:
+            return ReturnCode.BAD_TASK_DATA
+        if not isinstance(name, str) or not isinstance(data, Shareable):
             return ReturnCode.BAD_TASK_DATA
         if name not in self.executors:
-            log.error("nobody executes task %s; the app has %s", name, ", ".join(sorted(self.executors)))
+            log.error("nobody executes task %r; the app has %s", name[:100], ", ".join(sorted(self.executors)))
             return ReturnCode.TASK_UNKNOWN
         with self._lock:
             if task_id in self._seen:
                 return ReturnCode.OK  # the server did not see our first answer
+            if self._over.is_set() or self._tasks.qsize() >= QUEUED:
+                return ReturnCode.SERVICE_UNAVAILABLE
             self._seen.add(task_id)
-        task = Task(task_id[:100], name, data)
+            task = Task(task_id, name, data)
+            self._queued[task_id] = task
         size = len(codec.encode(data))
         received = TaskReceived(task_id=task.id, task=name, sender=self.grant.server, size=size)
-        self._note(f"task:{task.id}", "received", received)
-        try:
-            self._tasks.put_nowait(task)
-        except queue.Full:
-            return ReturnCode.SERVICE_UNAVAILABLE
+        self._note(task, "received", received)
+        self._tasks.put(task)
         return ReturnCode.OK
 
     def _command(self, request: Message) -> Message:
-        """What the engine of our site asks."""
-        if request.get_header(MessageHeaderKey.ORIGIN) != self.site.name:
-            return failed(CellReturnCode.UNAUTHENTICATED, f"commands come from {self.site.name} alone")
+        """What the engine of our site asks, sealed with the site's key, which nobody else on the fabric has."""
+        sealed = request.get_header(MessageHeaderKey.SECURE)
+        if not sealed or request.get_header(MessageHeaderKey.ORIGIN) != self.site.name:
+            return failed(CellReturnCode.UNAUTHENTICATED, f"commands come from {self.site.name} alone, sealed")
         topic = request.get_header(MessageHeaderKey.TOPIC)
         if topic == CommandTopic.ABORT_TASK:
             self._abort_task("engine")
@@ -292,9 +317,10 @@ class JobProcess:
             return Message(payload=self._configure_log(request.payload))
         return failed(CellReturnCode.INVALID_REQUEST, f"there is no command {topic!r}")
 
-    def _abort_task(self, by: str) -> None:
+    def _abort_task(self, by: str, task_id: str | None = None) -> None:
+        """Have the current task give up, or the one that is named, also where it waits for its turn."""
         with self._lock:
-            task = self._current
+            task = self._current if task_id is None else self._queued.get(task_id)
         if task is not None:
             log.warning("task %s is to be given up, says the %s", task.name, by)
             task.abort.trigger(by)
@@ -333,9 +359,17 @@ class JobProcess:
         """Give up the current task, take no more, and leave."""
         self._over.set()
         self._abort_task("end of the run")
-        while True:
-            try:
-                self._tasks.get_nowait()
-            except queue.Empty:
-                break
+        with self._lock:
+            waiting = list(self._queued.values())
+        for task in waiting:
+            task.abort.trigger("end of the run")
         self._tasks.put(None)
+
+
+def _is_result(result: object) -> bool:
+    """Whether a task's result can be sent: a Shareable with headers and a return code of text."""
+    return (
+        isinstance(result, Shareable)
+        and isinstance(result.get(ReservedKey.HEADERS), dict)
+        and isinstance(result.get_return_code(), str)
+    )

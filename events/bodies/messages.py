@@ -28,6 +28,7 @@ class AuxRequested(OfMessage):
     reply_key: str = Field(description="digest of what an answer must show to be one")
     secure: bool = Field(description="sealed from sender to receiver")
     optional: bool = Field(description="the caller does not mind a failure")
+    inside: bool = Field(default=False, description="it stays within the site: engine and jobs among themselves")
     transport: Literal["lane", "cell"] = Field(description="lane: an io worker sends it; cell: the engine's own cell")
     deadline: float = Field(gt=0, description="seconds within which it is sent and answered")
     attempts: int = Field(ge=1, description="sends that may be begun")
@@ -93,6 +94,7 @@ class AuxReceived(OfMessage):
     digest: str
     secure: bool
     reply: bool
+    inside: bool = Field(default=False, description="it comes from within the site")
 
 
 class AuxHandled(OfMessage):
@@ -152,6 +154,14 @@ class TaskReceived(Body):
     task: str = Field(description="the task's name")
     sender: str
     size: int = Field(ge=0)
+
+
+class TaskStarted(Body):
+    """The job's process begins with a task."""
+
+    type: Literal["TaskStarted"] = "TaskStarted"
+    task_id: str
+    task: str = Field(description="the task's name")
 
 
 class TaskDone(Body):

@@ -43,8 +43,8 @@ class Peer(FabricCell):
         self._once = once
         self.register_request_cb(CellChannel.AUX_COMMUNICATION, "*", self._answer_it)
 
-    def _announce(self) -> None:
-        self.fabric.announce(self._fqcn, self._token, {"once": self._once})
+    def _about(self) -> dict[str, Any]:
+        return {"once": self._once}
 
     def _answer_it(self, request: Message) -> Message:
         self.handled[request.headers[MessageHeaderKey.REQUEST_ID]] += 1

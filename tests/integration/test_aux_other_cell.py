@@ -252,7 +252,8 @@ def test_L4_the_same_call_again_is_sent_once(plain: ClientEngine, cell: MemoryCe
     name = topic()
     for _ in range(3):
         with plain.acting_as("somebody", call_id=f"call-{name}"):
-            assert send(plain, name).get_return_code() == ReturnCode.OK
+            reply = send(plain, name)
+            assert reply.get_return_code() == ReturnCode.OK, reply
     assert len(cell.sent) == 1, "it went out again"
     assert len(since.of("AuxRequested")) == len(since.of(*ENDS)) == 1
 

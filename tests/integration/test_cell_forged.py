@@ -31,10 +31,11 @@ class Remembers:
         self.done: list[Envelope] = []
         self.no: list[tuple[str, str, str]] = []
 
-    def received(self, envelope: Envelope) -> None:
+    def received(self, envelope: Envelope) -> bool:
         if self.away:
             raise LogUnavailable("the record server does not answer")
         self.taken.append(envelope)
+        return True
 
     def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
         if self.away:

@@ -14,10 +14,12 @@ import pytest
 from engine.cell.cell import FabricCell
 from engine.cell.message import CellReturnCode, Message, MessageHeaderKey
 from engine.client_engine import ClientEngine
+from engine.comm import ring_of
 from engine.constants import ClientStatus, EventType, ReturnCode
 from engine.errors import ArgumentInvalid, JobIdInvalid
+from events.errors import FlightlogError
 from tests.integration.test_apps import STARTED, ended
-from tests.integration.test_aux import Since, since
+from tests.integration.test_aux import Since, acting, since
 from tests.integration.test_job_process import SLEEP, Peer, app, begin, events, job, peer, running, shared
 from tests.support import SITE, in_state, make_app, state_of, until, zip_of
 
@@ -39,7 +41,7 @@ def stays(shared: ClientEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @contextmanager
 def cell_of(engine: ClientEngine, job: str) -> Iterator[FabricCell]:
     """A cell at a job's address, for an app that has none of ours; it answers with what it got."""
-    cell = FabricCell(engine.site.servers.fabric_url, f"{SITE}.{job}").start()
+    cell = FabricCell(engine.site.servers.fabric_url, f"{SITE}.{job}", ring=ring_of(engine.site.workspace)).start()
     cell.register_request_cb("*", "*", lambda m: Message(payload=[m.get_header(MessageHeaderKey.TOPIC), m.payload]))
     try:
         yield cell
@@ -159,7 +161,7 @@ def test_a_job_that_has_no_process_is_not_said_to_have_been_told(
         (script / "run").write_text("#!/nowhere/at/all\n")
         (script / "run").chmod(0o755)
         assert shared.deploy_app("app", job, {}, SITE, zip_of(script, "./run")) == ""
-        with pytest.raises(RuntimeError):
+        with pytest.raises(FlightlogError):
             shared.start_app(job, {})
         in_state(shared.site.jobs, job, state)
     answer = shared.abort_task(job)
@@ -184,7 +186,7 @@ def test_run_info_names_the_task_that_runs_and_since_when_and_between_tasks_none
         assert (info["tasks"], info["tasks_done"]) == (1, 0)
         go.touch()
         peer.result(task_id)
-        info = until(lambda: i if (i := shared.get_current_run_info(job))["messages_sent"] == 1 else None, 5)
+        info = until(lambda: i if (i := shared.get_current_run_info(job))["tasks_done"] == 1 else None, 5)
         assert (info.current_task_name, info.start_time) == ("", None)
         assert (info["tasks"], info["tasks_done"]) == (1, 1)
         assert "error" not in info
@@ -195,6 +197,11 @@ def test_run_info_names_the_task_that_runs_and_since_when_and_between_tasks_none
     assert info["error"]
     assert shared.get_errors(job) is None
     assert shared.get_current_run_info("no-such-job")["error"]
+
+
+def test_to_be_asked_is_not_counted_as_a_message_that_the_job_has_sent(shared: ClientEngine, stays: str) -> None:
+    first, second = (shared.get_current_run_info(stays)["messages_sent"] for _ in range(2))
+    assert first == second
 
 
 def test_errors_are_kept_until_somebody_resets_them(shared: ClientEngine, peer: Peer, stays: str) -> None:
@@ -252,7 +259,7 @@ def test_L9_a_log_config_that_makes_no_sense_is_told_and_changes_nothing(
 def test_L9_what_is_no_log_config_is_refused_before_anything_is_sent(
     shared: ClientEngine, since: Since, stays: str, config: Any
 ) -> None:
-    with pytest.raises(ArgumentInvalid):
+    with acting(shared), pytest.raises(ArgumentInvalid):
         shared.configure_job_log(stays, config)
     assert [e.body["code"] for e in since.of("CallRefused")] == ["ARGUMENT_INVALID"]
     assert not since.of("AuxRequested", "JobLogConfigured")
@@ -323,11 +330,12 @@ def test_L9_a_message_that_cannot_be_sent_is_refused_and_recorded_and_nothing_le
     shared: ClientEngine, since: Since, stays: str, change: dict[str, Any]
 ) -> None:
     given = {"job_id": stays, "channel": CHANNEL, "topic": "t", "msg": Message(payload=1), "timeout": 5.0, **change}
-    if isinstance(change.get("msg"), Message):
-        assert shared.send_to_job(**given).return_code != CellReturnCode.OK
-    else:
-        with pytest.raises(ArgumentInvalid if "job_id" not in change else JobIdInvalid):
-            shared.send_to_job(**given)
+    with acting(shared):
+        if isinstance(change.get("msg"), Message):
+            assert shared.send_to_job(**given).return_code != CellReturnCode.OK
+        else:
+            with pytest.raises(ArgumentInvalid if "job_id" not in change else JobIdInvalid):
+                shared.send_to_job(**given)
     assert len(since.of("CallRefused")) == 1
     assert not since.of("AuxRequested")
 
@@ -340,6 +348,7 @@ METHODS = ("abort_task", "get_current_run_info", "get_errors", "reset_errors")
 def test_L9_a_job_id_that_is_none_is_refused_by_every_question(
     shared: ClientEngine, since: Since, method: str, name: Any
 ) -> None:
-    with pytest.raises(JobIdInvalid):
+    with acting(shared), pytest.raises(JobIdInvalid):
         getattr(shared, method)(name)
+    assert [e.body["code"] for e in since.of("CallRefused")] == ["JOB_ID_INVALID"]
     assert not since.of("AuxRequested")
