@@ -13,7 +13,7 @@ import pytest
 from engine.client_engine import ClientEngine
 from engine.constants import ReturnCode
 from engine.job.metrics import NAME
-from engine.job.process import QUEUED
+from engine.job.tasks import QUEUED
 from engine.shareable import Shareable
 from engine.tasking import TASK_ID, TASK_NAME, TaskTopic
 from events.read import read
