@@ -160,7 +160,8 @@ class Bench:
         """Of a question to a job's process."""
         topic = CommandTopic.SHOW_STATS
         answer = self.engine.send_to_job(JOB, CellChannel.CLIENT_COMMAND, topic, Message(), PATIENCE)
-        assert (answer.return_code, answer.payload["job_id"]) == (CellReturnCode.OK, JOB), answer.headers
+        assert answer.return_code == CellReturnCode.OK, answer.headers
+        assert answer.payload["job_id"] == JOB
 
     # -- blocks
 

@@ -83,6 +83,7 @@ def parse_config(raw: bytes | None) -> AppConfig:
         raise BadConfig(f"{PATH} is missing from the app", f"add it with {_EXAMPLE}", key=None)
     config = _load(raw)
     if "command" not in config and "executors" in config:
+        _no_filters(config)
         return AppConfig(
             command=JOB_COMMAND,
             started_by="notify",
@@ -184,6 +185,13 @@ def _executors(value: Any) -> tuple[ComponentSpec, ...]:
         known.update(tasks)
         found.append(_spec(f"{where}.executor", each.get("executor"), tasks=tuple(tasks)))
     return tuple(found)
+
+
+def _no_filters(config: dict[str, Any]) -> None:
+    """Filters are there to keep something from leaving: what would not be applied is refused, not passed over."""
+    for key in ("task_data_filters", "task_result_filters"):
+        if config.get(key):
+            raise _bad(key, "is not applied here", "empty, and do in the executor what they are to do")
 
 
 def _components(value: Any) -> tuple[ComponentSpec, ...]:

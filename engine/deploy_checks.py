@@ -111,13 +111,14 @@ def submitters_of(meta: Mapping[str, Any], signers: Sequence[Mapping[str, str]])
 def brought_code(*, site: str, contents: Contents, meta: Mapping[str, Any]) -> str | None:
     """What makes this app one that brings its own code, or None.
 
-    A ``custom`` folder, a ``command`` (it chooses what runs, as a container's entrypoint does), or
-    options for a container or cluster launcher that do.
+    A ``custom`` folder, a ``command`` (it chooses what runs, as a container's entrypoint does), executors or
+    components (a path names any class of any module), or options for a container or cluster launcher.
     """
     if contents.custom:
         return "the folder custom/"
-    if contents.config is not None and b'"command"' in contents.config:
-        return "the command in its config"
+    for key in ("command", "executors", "components"):
+        if key in _keys(contents.config):
+            return f"the {key} in its config"
     for launcher, options in _CODE_OPTIONS.items():
         spec = _launcher_spec(meta, site, launcher)
         for option in options:
@@ -125,6 +126,15 @@ def brought_code(*, site: str, contents: Contents, meta: Mapping[str, Any]) -> s
             if option in spec and (option != "additional_node_command" or spec[option] is not None):
                 return f"the launcher_spec option {launcher}.{option}"
     return None
+
+
+def _keys(config: bytes | None) -> set[str]:
+    """Keys of the config, as whoever runs it reads them; none where it cannot be read, which is refused elsewhere."""
+    try:
+        found = json.loads((config or b"{}").decode())
+    except (ValueError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
 
 
 def site_org(workspace: Path) -> str:

@@ -65,6 +65,8 @@ class RegisteredJob(Job):
             return "it brings an instance or keyword arguments"
         if not isinstance(args, list | tuple) or len(args) != 1:
             return "its arguments are not one work id"
+        if (name == LANE_TASK) != (queue() is site().bells.io):
+            return "it is for the other queue"
         if name == LANE_TASK:
             return None if isinstance(args[0], str) and _LANE.fullmatch(args[0]) else "its argument is no lane"
         if not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):

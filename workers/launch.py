@@ -133,6 +133,12 @@ def start(site: Site, claim: Claim, request: dict[str, Any], folder: Path) -> No
         secret, spec["run_key"] = new_run_key()
         # Where they are, not how they are found: an app does not have our environment.
         servers = {"record_url": site.servers.record_url, "fabric_url": site.servers.fabric_url}
+        away = [name for name, url in servers.items() if not url.startswith("unix:")]
+        if away and spec["network"] == "none":
+            raise BadConfig(
+                f"its executors need {' and '.join(away)}, which is reached by the network it is not to have",
+                "start it with --network open, or give the site servers on unix sockets",
+            )
         grant = Grant(
             job=claim.job,
             attempt=claim.number,

@@ -51,7 +51,7 @@ class Pool:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         set_site(self.site)
-        self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=self.site.settings.workers))
+        self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=sum(self._wanted.values())))
         duties = [
             threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),
             threading.Thread(target=Reconciler(self.site).run, args=(self.stop,), name="reconciler"),

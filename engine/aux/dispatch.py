@@ -15,7 +15,7 @@ from engine.shareable import Shareable, make_reply
 log = logging.getLogger("flightlog.aux")
 
 #: Called as ``handler(topic=..., request=..., fl_ctx=...)``; returns the reply.
-AuxHandler = Callable[..., Shareable | None]
+AuxHandler = Callable[..., Shareable]
 
 
 def dispatch(handlers: Mapping[str, AuxHandler], topic: str, request: Any, fl_ctx: FLContext) -> Shareable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 
 from engine import codec
 from engine.actors import current_call_id
@@ -69,9 +70,10 @@ class DirectSender:
                 requested.id, CellReturnCode.COMM_ERROR, "this call came before; its outcome is on the record"
             )
             return self._told.get(requested.id, gone)
+        began = time.monotonic()
         sent = self._through(requested.id, out)
         try:
-            outcome, sent = self._outcome(sent, out)
+            outcome, sent = self._outcome(sent, out, int((time.monotonic() - began) * 1000))
             position = noted.positions[0]
             jobs.note_all(call.at("outcome", cause=position), [Note(outcome, out.job or "", position)])
         except WorkRefused:
@@ -106,7 +108,7 @@ class DirectSender:
             log.exception("the cell could not send")
             return Sent(message, CellReturnCode.COMM_ERROR, f"{type(error).__name__}: {error}"[:500])
 
-    def _outcome(self, sent: Sent, out: Outgoing) -> tuple[Body, Sent]:
+    def _outcome(self, sent: Sent, out: Outgoing, ms: int) -> tuple[Body, Sent]:
         """What is recorded, and what the caller is told: the same."""
         if sent.ok and not out.reply:
             return AuxSent(id=sent.id), sent
@@ -119,7 +121,7 @@ class DirectSender:
                 sent = Sent(sent.id, CellReturnCode.COMM_ERROR, f"the answer cannot be kept: {error.what}"[:500])
         if not sent.ok:
             return AuxFailed(id=sent.id, code=sent.code[:64], why=sent.why[:500] or sent.code[:64]), sent
-        return AuxReplied(id=sent.id, code=sent.code, size=size, digest=digest, ms=0), sent
+        return AuxReplied(id=sent.id, code=sent.code, size=size, digest=digest, ms=ms), sent
 
     def close(self) -> None:
         """The cell is its owner's."""

@@ -62,7 +62,8 @@ def server(
         err.print(f"[bold]{text(name)}[/] is there. Sites join it with:")
         err.print(
             f"  FLIGHTLOG_FEDERATION={text(name)} FLIGHTLOG_FABRIC_URL={text(peer.fabric_url)} "
-            "flightlog up --site NAME -w FOLDER"
+            "flightlog up --site NAME -w FOLDER",
+            soft_wrap=True,  # to be copied
         )
         if workflow is None or app is None:
             stop.wait()
@@ -76,7 +77,8 @@ def server(
         try:
             result = workflow.run(running)
         finally:
-            running.end()
+            for site in running.end():
+                err.print(f"[yellow]The process on {text(site)} has not ended yet.[/]")
         if chosen.how is not Format.TABLE:
             print_json({"job": job, "sites": joined, "result": str(result)})
         else:

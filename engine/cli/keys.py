@@ -1,4 +1,4 @@
-"""Commands about keys: this site's own, and those of its peers."""
+"""Commands about keys: those of a site or server, and of its peers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from engine.cell.keys import KeyRing
 from engine.cli.common import site_command, where
 from engine.cli.output import Format, fields, lines, out, print_json, text
-from engine.errors import ArgumentInvalid
-from engine.workspace import Workspace
+from engine.errors import ArgumentInvalid, SiteUnknown
+from engine.workspace import known_site
 
 PANEL = "Site"
 _LIMIT = 2**16  # bytes; public keys take 200
@@ -59,5 +59,12 @@ def trust(
 
 
 def _ring() -> KeyRing:
-    workspace = Workspace.find(where().folder)
-    return KeyRing(workspace.root / "startup", workspace.site)
+    """The keys in the folder: of the site, or of the server, that lives there; --site names one that is to."""
+    chosen = where()
+    name = known_site(chosen.folder) or chosen.site
+    if not name:
+        raise SiteUnknown(
+            f"nobody lives in {chosen.folder.resolve()}",
+            "name the folder of a site or a server (-w), or with --site who is to live there",
+        )
+    return KeyRing(chosen.folder.resolve() / "startup", name)

@@ -133,8 +133,8 @@ class ServerJob:
             self._results[task] = result
             self._changed.notify_all()
 
-    def end(self) -> None:
-        """Tell the job's processes that the run is over."""
+    def end(self, timeout: float = 10.0) -> list[str]:
+        """Tell the job's processes that the run is over, and wait until they are gone; sites where one is not yet."""
         self._server.cell.broadcast_request(
             CellChannel.SERVER_MAIN,
             TaskTopic.END_RUN,
@@ -144,6 +144,12 @@ class ServerJob:
             secure=self._server.secure,
             optional=True,
         )
+        until = time.monotonic() + timeout
+        while left := [site for site in self.sites if self._server.cell.fabric.holder(self.at(site)) is not None]:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        return left
 
     def at(self, site: str) -> str:
         """Address of the job's process on a site."""

@@ -78,7 +78,9 @@ class Member:
         while not self._stop.is_set():
             try:
                 there = self._fabric.holder(self._server)
-                if there is not None and there != self.registered and self._register():
+                # Once our own cell is there: who registers is sent commands at once.
+                reachable = there is not None and self._fabric.holder(self._cell.get_fqcn()) is not None
+                if reachable and there != self.registered and self._register():
                     self.registered = there
             except LogUnavailable as error:
                 log.debug("the fabric is away: %s", error)
@@ -96,11 +98,12 @@ class Member:
                 target=self._server,
                 message=Message(payload=said),
                 timeout=REGISTER_TIMEOUT,
+                secure=self._trusts(),
                 optional=True,
             )
             sent = self._engine.aux_runner.found_sender().send(core.call("register"), out)
-        if sent.ok:
-            log.info("registered with %s", self._server)
+        level = logging.INFO if sent.ok else logging.WARNING
+        log.log(level, "registering with %s: %s %s", self._server, sent.code, sent.why)
         return sent.ok
 
     def _public_keys(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +28,13 @@ from engine.files import write_json
 from engine.server import EmbeddedServer
 from engine.shareable import Shareable, make_reply
 from engine.tasking import TASK_ID, TaskTopic
-from engine.workspace import Workspace
+from engine.workspace import Workspace, known_site
+from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.federation")
 
 COMMAND_TIMEOUT = 20.0
+LOOK_EVERY = 0.1  # seconds
 
 
 class FederationServer:
@@ -41,23 +44,37 @@ class FederationServer:
         folder: for its keys, and the fabric it starts where none is named.
         name: its address.
         fabric_url: of a fabric server that runs already; sites are given the same.
-        secure: seal commands and tasks for the sites; their keys have to be trusted here, and ours there.
+        secure: seal commands and tasks for the sites, and take only what they seal; their keys have to be trusted
+            here, and ours there.
+        payload_max: bytes of one message, an app among them.
+
+    Raises:
+        ArgumentInvalid: somebody else lives in the folder.
     """
 
     def __init__(
-        self, folder: Path | str, *, name: str = "server", fabric_url: str = "", secure: bool = False
+        self,
+        folder: Path | str,
+        *,
+        name: str = "server",
+        fabric_url: str = "",
+        secure: bool = False,
+        payload_max: int = 16 * 2**20,
     ) -> None:
         self.folder = Path(folder).resolve()
         self.name = name
         self.secure = secure
         self._embedded: EmbeddedServer | None = None
+        home = _home(self.folder, name)
         if not fabric_url:
-            self._embedded = EmbeddedServer(_home(self.folder, name), "fabric")
+            self._embedded = EmbeddedServer(home, "fabric")
             self._embedded.ensure()
             fabric_url = self._embedded.url
         self.fabric_url = fabric_url
         self.ring = KeyRing(self.folder / "startup", name)
-        self.cell = FabricCell(fabric_url, name, ring=self.ring)
+        self.cell = FabricCell(fabric_url, name, ring=self.ring, payload_max=payload_max)
+        self._stop = threading.Event()
+        self._watch = threading.Thread(target=self._keep_fabric, name="fabric", daemon=True)
         #: Sites that have registered: name -> what they said.
         self.sites: dict[str, Shareable] = {}
         self._changed = threading.Condition()
@@ -71,10 +88,14 @@ class FederationServer:
     def start(self) -> Self:
         """Be there."""
         self.cell.start()
+        self._watch.start()
         return self
 
     def stop(self) -> None:
         """Be gone, with the fabric that we started."""
+        self._stop.set()
+        if self._watch.is_alive():
+            self._watch.join(5)
         self.cell.stop()
         if self._embedded is not None:
             self._embedded.stop()
@@ -87,6 +108,15 @@ class FederationServer:
     ) -> None:
         self.stop()
 
+    def _keep_fabric(self) -> None:
+        """Start our fabric again where it died; sites announce themselves when it is back."""
+        while self._embedded is not None and not self._stop.wait(1.0):
+            try:
+                if self._embedded.ensure():
+                    log.warning("the fabric had died; it is started again, and what it held is lost")
+            except FlightlogError as error:
+                log.warning("%s", error)
+
     # -- sites ---------------------------------------------------------------------------------------
 
     def wait_for_sites(self, count: int, timeout: float = 60.0) -> list[str]:
@@ -95,17 +125,31 @@ class FederationServer:
         Raises:
             CallTimeout: they have not, in time.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: len(self.sites) >= count, timeout):
+        until = time.monotonic() + timeout
+        while len(there := self.present()) < count:
+            with self._changed:
+                self._changed.wait(LOOK_EVERY)
+            if time.monotonic() > until:
                 raise CallTimeout(
-                    f"{len(self.sites)} of {count} sites have registered within {timeout:g} s",
+                    f"{len(there)} of {count} sites are there after {timeout:g} s",
                     f"bring them up with FLIGHTLOG_FEDERATION={self.name} and FLIGHTLOG_FABRIC_URL={self.fabric_url}",
                 )
-            return sorted(self.sites)
+        return there
+
+    def present(self) -> list[str]:
+        """Sites that have registered, and whose engines are there now; sorted."""
+        with self._changed:
+            known = sorted(self.sites)
+        try:
+            return [site for site in known if self.cell.fabric.holder(site) is not None]
+        except LogUnavailable:
+            return []  # it is being started again
 
     def _register(self, request: Message) -> Message:
         origin = str(request.get_header(MessageHeaderKey.ORIGIN))
         said = request.payload
+        if self.secure and not request.get_header(MessageHeaderKey.SECURE):
+            return failed(CellReturnCode.UNAUTHENTICATED, f"{self.name} takes only what is sealed for it")
         if not isinstance(said, Shareable) or said.get("site") != origin:
             return failed(CellReturnCode.INVALID_REQUEST, f"{origin} registers as {said!r}"[:200])
         with self._changed:
@@ -132,10 +176,13 @@ class FederationServer:
             ArgumentInvalid: a site did not start it; the message says which and why.
             CallTimeout: a process did not come up in time.
         """
-        chosen = list(sites or sorted(self.sites))
+        chosen = list(sites or self.present())
         answers = self._command(AdminTopic.START, {"job_id": job_id, "meta": dict(meta)}, chosen)
         failed_sites = {site: answer for site, answer in answers.items() if not answer.startswith("Start")}
         if failed_sites:
+            started = [site for site in chosen if site not in failed_sites]
+            if started:
+                self.abort(job_id, started, reason="another site did not start it")
             raise ArgumentInvalid(
                 f"{job_id} was not started: {failed_sites}", "look at these sites: flightlog why JOB"
             )
@@ -160,7 +207,7 @@ class FederationServer:
         return self._command(AdminTopic.STATUS, {}, sites)
 
     def _command(self, topic: str, said: dict[str, Any], sites: Sequence[str] | None) -> dict[str, Any]:
-        targets = list(sites or sorted(self.sites))
+        targets = list(sites or self.present())
         answers = self.cell.broadcast_request(
             CellChannel.CLIENT_MAIN, topic, targets, Message(payload=said), COMMAND_TIMEOUT, secure=self.secure
         )
@@ -179,6 +226,8 @@ class FederationServer:
         origin = str(request.get_header(MessageHeaderKey.ORIGIN))
         site, _, job = origin.partition(".")
         known = self._jobs.get(job)
+        if self.secure and not request.get_header(MessageHeaderKey.SECURE):
+            return failed(CellReturnCode.UNAUTHENTICATED, f"{self.name} takes only what is sealed for it")
         if known is None:
             return failed(CellReturnCode.INVALID_REQUEST, f"no job {job[:100]!r} runs here")
         known.take_result(site, str(request.get_header(TASK_ID)), request.payload)
@@ -221,7 +270,12 @@ class FederationServer:
 
 
 def _home(folder: Path, name: str) -> Workspace:
-    """A folder in which the embedded fabric can live."""
+    """The server's folder, in which the embedded fabric can live."""
+    there = known_site(folder)
+    if there and there != name:
+        raise ArgumentInvalid(
+            f"{folder} belongs to {there}", f"give {name} a folder of its own (-w)", field="workspace"
+        )
     workspace = Workspace(folder, name)
     workspace.flight.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (workspace.flight / "site.json").exists():

@@ -33,6 +33,7 @@ from events.errors import LogUnavailable
 log = logging.getLogger("flightlog.job")
 
 NOTICE_TIMEOUT = 2.0
+STOP_PATIENCE = 15.0
 PAUSE = 0.2  # seconds between two tries to be heard
 
 
@@ -121,8 +122,12 @@ class JobProcess:
                 return
 
     def _say(self, status: ClientStatus) -> None:
-        """Tell the engine, until it has taken it in or says no; the site's deadlines end a wait that is too long."""
-        while True:
+        """Tell the engine, until it has taken it in or says no.
+
+        The site's deadline ends a wait for our start that is too long; our end tells itself by the exit.
+        """
+        until = time.monotonic() + (STOP_PATIENCE if status is ClientStatus.STOPPED else float("inf"))
+        while time.monotonic() < until:
             answer = self.cell.send_request(
                 CellChannel.CLIENT_MAIN,
                 "notify_job_status",

@@ -53,7 +53,6 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         with report.LiveRounds(rounds, baselines.accuracy) as live:
             result = fedavg.FedAvg(rounds, live.add).run(job)
         job.end()
-        _await_end(server, PATIENCE)
         out.print("\n[bold]Who did how well:[/]")
         report.results(baselines.baselines(job.sites, rounds), baselines.accuracy(result.weights))
         out.print("\n[bold]What each site sent out, by its own record:[/]")
@@ -103,15 +102,6 @@ def _sites(folder: Path, names: list[str], fabric_url: str) -> Iterator[None]:
             process.terminate()
         for process in processes:
             process.wait(30)
-
-
-def _await_end(server: FederationServer, seconds: float) -> None:
-    """Wait until no site has the job's process any more."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not any(status["running_jobs"] for status in server.status().values() if isinstance(status, dict)):
-            return
-        time.sleep(0.1)
 
 
 def _sent(workspace: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,142 @@
+"""The commands of a federation: server, egress, abort --task, keys, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_cli import Place
+from tests.support import until
+
+EXECUTOR = """
+from engine.job.executor import Executor
+from engine.job.metrics import metrics
+from engine.shareable import Shareable
+
+
+class Counter(Executor):
+    def execute(self, task_name, shareable, fl_ctx, abort_signal):
+        if task_name == "wait":
+            abort_signal.wait(60)
+            return Shareable({"aborted": abort_signal.triggered})
+        metrics(round=shareable["round"], count=3)
+        fl_ctx.get_engine().fire_and_forget_aux_request("progress", Shareable({"round": 1}), fl_ctx)
+        return Shareable({"count": 3})
+"""
+CONTROLLER = """
+from engine.shareable import Shareable
+
+
+class Census:
+    def __init__(self, rounds=1, task="count"):
+        self.rounds, self.task = rounds, task
+
+    def run(self, job):
+        said = []
+        for number in range(self.rounds):
+            replies = job.broadcast_task(self.task, Shareable({"round": number}), timeout=40)
+            said.append({site: reply.get("count", reply.get_return_code()) for site, reply in replies.items()})
+        return said
+"""
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Place]:
+    """A folder with an app and a controller of somebody's own."""
+    made = Place(tmp_path)
+    app = tmp_path / "counter"
+    (app / "config").mkdir(parents=True)
+    (app / "custom").mkdir()
+    config = {"executors": [{"tasks": ["count", "wait"], "executor": {"path": "counter.Counter"}}]}
+    (app / "config" / "config_fed_client.json").write_text(json.dumps({"format_version": 2, **config}))
+    (app / "custom" / "counter.py").write_text(EXECUTOR)
+    (tmp_path / "census.py").write_text(CONTROLLER)
+    yield made
+    made.end()
+
+
+def serve(place: Place, *words: str) -> tuple[subprocess.Popen[str], str]:
+    """A server, and the address of its fabric as it tells people."""
+    process = place.begin("server", "-w", "hub", "--app", "counter", "--controller", "census.py:Census", *words)
+    assert process.stderr is not None
+    told = ""
+    while (found := re.search(r"FLIGHTLOG_FABRIC_URL=(\S+)", told)) is None:
+        line = process.stderr.readline()
+        assert line, f"the server ended: {told}"
+        told += line
+    return process, found[1]
+
+
+def test_a_federation_of_ones_own_from_the_shell(federation: Place) -> None:
+    server, url = serve(federation, "--args", '{"rounds": 3}', "--sites", "1", "--json")
+    federation.begin("up", "--site", "site-1", "--federation", "server", "--fabric-url", url)
+    out, err = server.communicate(timeout=60)
+    assert server.returncode == 0, err
+    assert json.loads(out) == {"job": "job-1", "sites": ["site-1"], "result": str([{"site-1": 3}] * 3)}
+    until(lambda: federation.show("job-1")["state"] == "finished", 20)
+
+    shown = federation.show("job-1")
+    assert (shown["tasks_done"], shown["task"], shown["messages_out"]) == (3, None, 6)
+    assert len((federation.root / "job-1" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert "Task count is done" in federation.ok("why", "job-1").out
+
+    rows = federation.ok("egress", "--job", "job-1", "--json").json()
+    assert {row["target"] for row in rows} == {"server"}
+    assert {row["network"] for row in rows} == {"open"}
+    sums = {(s["topic"], s["messages"]) for s in federation.ok("egress", "--totals", "--json").json()}
+    assert {("task_result", 3), ("progress", 3), ("assign", 3), ("register", 1)} <= sums
+    assert federation.ok("egress", "--since", "1h", "--json").json() == federation.ok("egress", "--json").json()
+    assert federation.ok("egress", "--since", "2100-01-01", "--json").json() == []
+    assert "sockets of its own" in " ".join(federation.ok("egress", "--help", COLUMNS="200", TERM="dumb").out.split())
+
+
+def test_a_task_is_given_up_from_the_shell_and_the_job_goes_on(federation: Place) -> None:
+    server, url = serve(federation, "--args", '{"rounds": 2, "task": "wait"}', "--sites", "1", "--json")
+    federation.begin("up", "--site", "site-1", "--federation", "server", "--fabric-url", url)
+
+    def waits(number: int) -> bool:
+        said = federation("show", "job-1", "--json")
+        return said.code == 0 and said.json()["task"] == "wait" and said.json()["tasks_done"] == number
+
+    for number in range(2):
+        until(lambda wanted=number: waits(wanted), 30)
+        said = federation.ok("abort", "job-1", "--task", "--reason", "it takes too long")
+        assert "current task" in said.out
+    out, err = server.communicate(timeout=60)
+    assert json.loads(out)["result"] == str([{"site-1": "TASK_ABORTED"}] * 2), err
+    (asked, _) = federation.events("TaskAbortRequested")
+    assert asked.body["reason"] == "it takes too long"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("egress", "--since", "yesterday"), "--since"),
+        (("egress", "--job", "no job"), "job_id"),
+        (("server", "--app", "counter"), "--controller"),
+        (("server", "--app", "counter", "--controller", "nothing.py:X"), "--controller"),
+        (("server", "--app", "counter", "--controller", "census.py:Nobody"), "Nobody"),
+        (("server", "--app", "counter", "--controller", "census.py:Census", "--args", "[1]"), "--args"),
+        (("server", "--app", "counter", "--controller", "census.py:Census", "--args", '{"x": 1}'), "--args"),
+        (("demo", "--sites", "11"), "--sites"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_option_named(
+    federation: Place, words: tuple[str, ...], told: str
+) -> None:
+    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
+    said = federation(*words, "-w", str(federation.root) if words[0] == "egress" else "hub")
+    assert said.code == 2, said
+    assert told in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_aborting_the_task_of_a_job_that_has_none_is_refused_with_4(federation: Place) -> None:
+    federation.ok("deploy", "job", federation.app("app", "true"), "--site", "site-1")
+    assert federation("abort", "job", "--task").code == 4
+    assert federation("abort", "nobody", "--task").code == 4
