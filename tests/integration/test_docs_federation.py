@@ -147,8 +147,6 @@ def test_the_sessions_run_as_they_stand_and_keys_make_the_site_take_sealed_comma
         assert topic in egress
 
     for line in re.findall(r"`(flightlog keys [^`]+)`", page("federation.md")):
-        if "trust" in line:
-            run(place, sys.executable, "keys.py")
         said = run(place, *shlex.split(line.partition(" > ")[0]))
         if target := line.partition(" > ")[2]:
             (place / target).write_text(said)
@@ -159,6 +157,9 @@ def test_the_sessions_run_as_they_stand_and_keys_make_the_site_take_sealed_comma
     code, said = serve("--secure")
     assert (code, MEANS in said) == (0, True), said
     assert [e["actor"]["auth"] for e in events(place) if e["type"] == "StartRequested"] == ["none", "signed"]
+    sent = [e["body"] for e in events(place) if e["type"] == "AuxRequested" and e["body"]["topic"] == "task_result"]
+    half = len(sent) // 2
+    assert [body["secure"] for body in sent] == [False] * half + [True] * half
     run(place, *command("federation.md", "flightlog", "down"))
 
 
