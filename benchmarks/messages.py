@@ -44,7 +44,7 @@ from engine.shareable import Shareable
 
 #: Names the file of an earlier run of NVFLARE's own aux messages, with the samples' names of this group.
 THEIRS = "FLIGHTLOG_BENCH_NVFLARE"
-ROUNDS = 10
+ROUNDS = 8
 SMALL, LARGE = 100, 1_000_000  # bytes of a request
 ALONE = {SMALL: 150, LARGE: 15}  # round trips of one caller in a block
 CALLERS = 64

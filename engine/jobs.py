@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from engine.fold import Illegal, JobState
 from engine.projection import Conditions, facts_to_be, note_ops, project
 from engine.rebuild import rebuild_site
-from events.append import Appended, Log, NewEvent, Ops
+from events.append import Appended, Log, NewEvent, Ops, Request
 from events.bodies.base import Body
 from events.envelope import Actor, Call
 from events.errors import RevisionConflict
@@ -172,9 +172,15 @@ class Jobs:
 
     def note(self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None) -> Appended:
         """Record notes about a job, or about the site; they never transition."""
+        return self._together(self.note_request(call, bodies, job_id, ops))
+
+    def note_request(
+        self, call: Call, bodies: Sequence[Body], job_id: str | None = None, ops: Ops | None = None
+    ) -> Request:
+        """What ``note`` appends, for whoever appends several at once."""
         subject = job_subject(job_id) if job_id else SITE
         ops = note_ops(call, job_id, bodies, ops)
-        return self._together((call, [NewEvent(subject, body) for body in bodies], ops))
+        return call, [NewEvent(subject, body) for body in bodies], ops
 
     def note_all(self, call: Call, notes: Sequence[Note]) -> Appended:
         """Record notes about several jobs, or the site, in one append: all of them, or none."""

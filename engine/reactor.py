@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import cast
 
 from engine.components import Components
@@ -27,6 +28,9 @@ log = logging.getLogger("flightlog.reactor")
 LAUNCHED = "AppSpawned"
 ENDS = frozenset(("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFailed", "LaunchExpired"))
 CURSOR = "reactor"
+SAVE_EVERY = 1.0  # seconds between two saves of a cursor that has passed nothing of interest
+#: Seconds to let more events come where nothing was to be done: messages are many, and not for us.
+PAUSE = 0.02
 
 
 class Reactor:
@@ -61,31 +65,43 @@ class Reactor:
 
     def _run(self) -> None:
         store = self._core.site.follower_store()
-        unsettled = True
+        unsettled, saved = True, time.monotonic()
         for batch in follow(store, self._position, self._stop):
             try:
                 if unsettled:
                     self._settle_all()
                     unsettled = False
-                for event in batch:
-                    self._react(event)
+                reacted = [self._react(event) for event in batch]
                 if batch:
-                    store.command("SET", store.keys.cursor(CURSOR), batch[-1].position)
+                    self._position = batch[-1].position
+                if any(reacted) or time.monotonic() - saved > SAVE_EVERY:
+                    saved = time.monotonic()
+                    store.command("SET", store.keys.cursor(CURSOR), self._position)
+                elif batch:
+                    self._stop.wait(PAUSE)
             except LogUnavailable:
                 unsettled = True  # what was missed is found as open work
             except FlightlogError:
                 log.exception("an event could not be reacted to")
                 unsettled = True
+        try:
+            store.command("SET", store.keys.cursor(CURSOR), self._position)
+        except LogUnavailable as error:
+            log.debug("the cursor stays where it was: %s", error)  # what was reacted to is on the record
         store.client.close()
 
-    def _react(self, event: Event) -> None:
+    def _react(self, event: Event) -> bool:
+        """React to an event; whether there was anything to do."""
         job = job_of(event.subject)
         if job is None:
-            return
+            return False
         if event.type == LAUNCHED:
             self._tell(EventType.AFTER_JOB_LAUNCH, job)
         elif event.type in ENDS:
             self._settle(job, int(event.body["attempt"]), event.type, event.position)
+        else:
+            return False
+        return True
 
     def _tell(self, what: str, job: str) -> None:
         self._components.fire(what, self._components.job_context(job), job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine.fold import Illegal, JobState, apply, fact_of
 from engine.jobs import Jobs
@@ -29,10 +29,10 @@ class View:
     Args:
         jobs: for loading a state that was not seen from its start.
         store: with a connection of its own, for following.
-        also: told of every event that is seen.
+        also: told of every batch of events that is seen.
     """
 
-    def __init__(self, jobs: Jobs, store: Store, also: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, jobs: Jobs, store: Store, also: Callable[[Sequence[Event]], None] | None = None) -> None:
         self._also = also
         self._jobs = jobs
         self._store = store
@@ -118,10 +118,10 @@ class View:
             self.away = True
 
         for batch in follow(self._store, self.position, self._stop, on_loss=lost):
+            if batch and self._also is not None:
+                self._also(batch)
             for event in batch:
                 self.away = False
-                if self._also is not None:
-                    self._also(event)
                 try:
                     self._take(event)
                 except LogUnavailable:

@@ -19,6 +19,7 @@ from events.bodies.base import Body
 from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxSent, SendStarted
 from workers.closing import close_all
 
+SLICE = 0.003  # seconds of a wait during which other lanes are not looked at
 #: What the fabric says of a message that it does not take -> code and words of the outcome.
 REFUSALS = {
     "LOST": ("PAYLOAD_LOST", "its payload is gone: the fabric server has lost it, or it waited too long"),
@@ -71,11 +72,15 @@ class Drain:
         return self.lanes.step(self.lane, self.token, self.process, self.site.settings.lane_lease, how, through)  # type: ignore[arg-type]
 
     def _linger(self, seconds: float) -> Step:
-        """Wait at an empty lane for a moment, since a bell costs more; then leave it, if it is empty still."""
-        if seconds > 0 and not self.site.bells.others_wait():
-            outbox = self.lanes.store.keys.outbox(self.lane)
+        """Wait at an empty lane for a while, since a bell costs more; then leave it, if it is empty still.
+
+        Between two slices it is looked whether another lane rings.
+        """
+        outbox = self.lanes.store.keys.outbox(self.lane)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.site.bells.others_wait():
             # From the head to the head: it waits for a message and moves nothing.
-            if self.lanes.store.command("BLMOVE", outbox, outbox, "LEFT", "LEFT", seconds) is not None:
+            if self.lanes.store.command("BLMOVE", outbox, outbox, "LEFT", "LEFT", min(left, SLICE)) is not None:
                 return self._step()
         return self._step("LEAVE")
 

@@ -56,6 +56,8 @@ log = logging.getLogger("flightlog.caretaker")
 LOCK_PATIENCE = 0.2  # seconds; a worker that was stopped with a job's lock must not stop the caretaker
 TROUBLE_PAUSE = 5.0  # seconds before a job that made trouble is attended to again
 STUCK = 5.0  # seconds past its deadline after which an abort is carried out over the keeper's head
+#: Seconds to let more events come where none was for us: messages are many.
+FOLLOW_PAUSE = 0.02
 LOOK_EVERY = 1.0  # seconds; events and dying keepers wake it earlier
 WAKES = frozenset(("AbortRequested", "AppSpawned", "DeleteRequested", "AppStopping", "LaunchExpired"))
 
@@ -118,6 +120,8 @@ class Caretaker:
         for batch in follow(store, position or "0-0", stop):
             if any(event.type in WAKES for event in batch):
                 self.wake()
+            elif batch:
+                stop.wait(FOLLOW_PAUSE)
 
     def _doze(self) -> None:
         poll = select.poll()

@@ -83,6 +83,16 @@ class Fabric:
         """Keep bytes under a message's id (``<id>``, or ``<id>:r`` for its answer) for ``life`` seconds and a bit."""
         self._commands(("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS))
 
+    def put_each(self, payloads: Sequence[tuple[str, bytes, float]]) -> None:
+        """Keep several, as ``put`` does, in one round trip."""
+        self._each(
+            [("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS) for name, frame, life in payloads]
+        )
+
+    def fetch_each(self, names: Sequence[str]) -> list[bytes | None]:
+        """Take several away, in one round trip; None for those that are gone."""
+        return cast("list[bytes | None]", self._each([("GETDEL", f"ff:{name}") for name in names]))
+
     def look(self, name: str) -> bytes | None:
         """Bytes that stay where they are; None where they are gone."""
         return cast("bytes | None", self._commands(("GET", f"ff:{name}")))
@@ -98,12 +108,7 @@ class Fabric:
             pipe = self.client.pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return [
-                LogUnavailable(f"the fabric server refused a payload: {answer}")
-                if isinstance(answer, Exception)
-                else answer
-                for answer in pipe.execute(raise_on_error=False)
-            ]
+            return pipe.execute()
 
     def drop(self, names: Sequence[str]) -> None:
         """Remove payloads."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from engine.actors import current_call_id
 from engine.cell.cell import open_answer
@@ -23,13 +25,23 @@ from engine.cell.wire import Envelope, envelope_of, key_digest, new_key, pack, u
 from engine.core import Core
 from engine.errors import PayloadTooLarge
 from engine.jobs import Note
-from events.append import WorkRefused
+from events.append import Appended, Request, WorkRefused
 from events.bodies.messages import AuxFailed, AuxReplyLost, AuxRequested
 from events.envelope import Call, Event
 from events.errors import FlightlogError, LogUnavailable
 from events.read import at
+from events.together import Together
 
 log = logging.getLogger("flightlog.sender")
+
+
+class _Asked(NamedTuple):
+    """A payload, and the intent that is recorded once it is kept."""
+
+    id: str
+    frame: bytes
+    life: float
+    request: Request
 
 
 class Sender:
@@ -47,6 +59,7 @@ class Sender:
         self.ring = ring
         self.fabric = Fabric(core.site.servers.fabric_url)
         self.digests = Digests(core.site.workspace.flight)
+        self._together: Together[_Asked, Appended] = Together(self._record_each)
 
     def send(self, call: Call, out: Outgoing) -> Sent:
         """Send a message; see ``engine.cell.outgoing.Sends``."""
@@ -72,7 +85,9 @@ class Sender:
         if known is not None:
             return self._again(envelope, known.positions[0], out)
         began = time.monotonic()
-        expected = self.core.outcomes.expect(envelope.id) if out.reply else None
+        # A call that can be repeated under its id finds the answer again, for as long as it lives.
+        fetch = self.fabric.fetch_each if current_call_id() is None else None
+        expected = self.core.outcomes.expect(envelope.id, fetch) if out.reply else None
         try:
             position = self._record(call, envelope, frame, out)
             if expected is None:
@@ -80,7 +95,7 @@ class Sender:
             outcome = expected.wait(out.timeout - (time.monotonic() - began))
             if outcome is None:
                 outcome = self._overdue(call, envelope, position, out.job)
-            return self._told(call, envelope, outcome, out)
+            return self._told(call, envelope, outcome, expected.frame, out)
         finally:
             if expected is not None:
                 self.core.outcomes.forget(envelope.id)
@@ -104,18 +119,21 @@ class Sender:
             deadline=within,
             attempts=self.core.site.settings.attempts,
         )
-        self.fabric.put(envelope.id, frame, within)
-        try:
-            noted = self.core.site.jobs.note(call, [requested], out.job)
-        except FlightlogError:
-            self.fabric.drop([envelope.id])
-            raise
+        request = self.core.site.jobs.note_request(call, [requested], out.job)
+        noted = self._together(_Asked(envelope.id, frame, within, request))
         if noted.ring:
             try:
                 self.core.site.bells.ring_lane(f"aux:{envelope.target}")
             except LogUnavailable as error:
                 log.warning("the bell for %s could not be rung, the collector will: %s", envelope.target, error)
         return noted.positions[0]
+
+    def _record_each(self, asked: Sequence[_Asked]) -> list[Appended | Exception]:
+        """Payloads of several callers in one round trip, then their intents in another."""
+        self.fabric.put_each([(one.id, one.frame, one.life) for one in asked])
+        appended = self.core.site.jobs.log.append_each([one.request for one in asked])
+        self.fabric.drop([one.id for one, told in zip(asked, appended, strict=True) if isinstance(told, Exception)])
+        return appended
 
     def _within(self, out: Outgoing) -> float:
         """Seconds within which it is to be sent and answered."""
@@ -159,7 +177,9 @@ class Sender:
             log.warning("what came of %s is not known yet: %s", envelope.id, error)
             return None
 
-    def _told(self, call: Call, envelope: Envelope, outcome: Event | None, out: Outgoing) -> Sent:
+    def _told(
+        self, call: Call, envelope: Envelope, outcome: Event | None, frame: bytes | None, out: Outgoing
+    ) -> Sent:
         if outcome is None:
             return Sent(envelope.id, CellReturnCode.TIMEOUT, "no answer came in time, and the record is away")
         body = outcome.body
@@ -167,18 +187,21 @@ class Sender:
             code = body.get("code", CellReturnCode.COMM_ERROR)
             sent = Sent(envelope.id, _cell_code(code), body.get("why", ""))
         else:
-            sent = self._answer(call, envelope, body, out.job)
+            sent = self._answer(call, envelope, body, frame, out.job)
         if not sent.ok:
             level = logging.DEBUG if out.optional else logging.ERROR
             log.log(level, "%s to %s: %s (%s)", envelope.topic, envelope.target, sent.code, sent.why)
         return sent
 
-    def _answer(self, call: Call, envelope: Envelope, body: dict[str, object], job: str | None) -> Sent:
-        """Fetch an answer that the record says is there."""
+    def _answer(
+        self, call: Call, envelope: Envelope, body: dict[str, object], frame: bytes | None, job: str | None
+    ) -> Sent:
+        """Open an answer that the record says is there; it may have been fetched along with others."""
         try:
-            # A call that can be repeated under its id finds the answer again, for as long as it lives.
-            take = self.fabric.fetch if current_call_id() is None else self.fabric.look
-            answer = open_answer(take(f"{envelope.id}:r"), envelope, self.ring)
+            if frame is None:
+                take = self.fabric.fetch if current_call_id() is None else self.fabric.look
+                frame = take(f"{envelope.id}:r")
+            answer = open_answer(frame, envelope, self.ring)
         except LogUnavailable as error:
             answer = Message({"return_code": CellReturnCode.COMM_ERROR, "error": error.what})
         code, why = answer.return_code, str(answer.get_header("error", ""))

@@ -329,7 +329,7 @@ def test_a_flag_that_is_a_number_is_a_flag_and_the_receiver_takes_the_message(
     server = FabricCell(site.site.servers.fabric_url, "server").start()
     server.register_request_cb(channel=AUX, topic="*", cb=lambda m: Message(payload=Shareable({"b": 2})))
     try:
-        reply = site.send_aux_request(name, Shareable(), 3.0, site.new_context(), 0, 0)  # type: ignore[arg-type]
+        reply = site.send_aux_request(name, Shareable(), 15.0, site.new_context(), 0, 0)  # type: ignore[arg-type]
         assert reply.get("b") == 2, reply
         assert [b["secure"] for b in since.bodies("AuxRequested")] == [False]
     finally:
