@@ -18,8 +18,10 @@ from typing import Literal
 
 import redis
 
+from engine.cell.fabric import answers_of, inbox_of
 from engine.jobs import Jobs
 from engine.overview import caretaker_seen
+from engine.owner import servers_of
 from engine.replay import differing
 from engine.server import Servers
 from engine.settings import settings
@@ -173,14 +175,15 @@ def caretaker(workspace: Workspace) -> Iterator[Finding]:
 
 def _servers(workspace: Workspace, record_url: str, fabric_url: str) -> Iterator[Finding]:
     try:
-        servers = Servers(workspace, record_url, fabric_url)
+        known = servers_of(workspace)  # of whoever has the site up: it may have been given others than we
+        servers = Servers(workspace, record_url or known["record_url"], fabric_url or known["fabric_url"])
         servers.join()
     except FlightlogError as error:
         yield Finding("servers", "fail", error.what, error.fix)
         return
     try:
         yield from _record(servers.record_url)
-        yield from _answers("fabric", servers.fabric_url, lambda client: None)
+        yield from _answers("fabric", servers.fabric_url, lambda client: _takes(client, workspace.site))
         yield from _replay(workspace, servers.record_url)
     finally:
         servers.leave()
@@ -229,6 +232,15 @@ def _replay(workspace: Workspace, url: str) -> Iterator[Finding]:
         f"{len(found)} jobs differ: {', '.join(found[:5])}" if found else "for every job",
         "look again in a moment; the next append writes anew what does not match",
     )
+
+
+def _takes(client: redis.Redis, site: str) -> None:
+    """The fabric takes a message, and what is to be a stream is one."""
+    client.set("ff:doctor", "a look", px=1000)
+    for key in (inbox_of(site), answers_of(site)):
+        kind = str(client.type(key))
+        if kind not in ("stream", "none"):
+            raise redis.ResponseError(f"{key} is a {kind}, not a stream: somebody else writes to it (DEL it)")
 
 
 def _answers(role: str, url: str, check: Callable[[redis.Redis], None]) -> Iterator[Finding]:

@@ -305,6 +305,16 @@ class CellMissing(FlightlogError, RuntimeError):
     code, http, retry = "CELL_MISSING", 503, "yes"
 
 
+class AddressTaken(FlightlogError):
+    """Another cell is there under this address, and lives.
+
+    Two sites of one federation need two names. Where it is this site's own, of a moment ago, it lets
+    go within seconds; ``flightlog status`` says whether this one is listening.
+    """
+
+    code, http, retry = "ADDRESS_TAKEN", 409, "later"
+
+
 class SiteUnknown(FlightlogError):
     """There is no site in that folder.
 

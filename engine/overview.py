@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import redis
 
+from engine.cell.fabric import Fabric
 from engine.cell.lanes import Lanes, target_of
 from engine.files import read_json
 from engine.fold import JobState
@@ -17,6 +18,7 @@ from engine.present import caretaker_there
 from engine.site import Site
 from engine.workspace import Workspace
 from events.envelope import iso
+from events.errors import LogUnavailable
 from events.read import last_position
 from events.store import translated
 
@@ -34,6 +36,7 @@ def overview(site: Site) -> dict[str, Any]:
         "held_by": owner["purpose"] if owner else None,
         "engine_pid": owner["pid"] if owner else None,
         "up_since": owner["since"] if owner else None,
+        "listens_as": listening(site, owner),
         "caretaker": caretaker_seen(site.workspace),
         "workers": workers(site),
         "servers": servers(site),
@@ -79,6 +82,25 @@ def open_work(jobs: Jobs, now: int) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def listening(site: Site, owner: dict[str, Any] | None) -> str | None:
+    """The address at which the site's engine is to be reached, and whether it is; None where it is not up."""
+    if owner is None:
+        return None
+    fabric = Fabric(site.servers.fabric_url)
+    try:
+        there = fabric.holder(site.name)
+        about = fabric.about(site.name)
+    except LogUnavailable:
+        return f"{site.name}: the fabric is away"
+    finally:
+        fabric.close()
+    if there is None:
+        return f"{site.name}: NOT THERE, messages to it fail"
+    if about.get("pid") != owner["pid"]:
+        return f"{site.name}: TAKEN OVER by process {about.get('pid', '?')} on host {about.get('host', '?')}"
+    return site.name
 
 
 def messages(site: Site, now: int) -> list[dict[str, Any]]:

@@ -154,6 +154,7 @@ SENTENCES: dict[str, Said] = {
     "TaskDone": lambda b, who: (
         f"Task {b['task']} is done after {b['ms'] / 1000:.1f} s: {b['code']}, a result of {_bytes(b['size'])}."
     ),
+    "RunEndRequested": lambda b, who: f"{b['sender']} said that the run is over.",
     "TaskAbortRequested": lambda b, who: f"{who} asked it to give up its current task.{_because(b)}",
     "AuxFailed": lambda b, who: f"Message {b['id'][:8]}… failed ({b['code']}): {b['why']}.",
     "AuxOutcomeUnknown": lambda b, who: f"What came of message {b['id'][:8]}… is not known: {b['why']}.",

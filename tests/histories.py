@@ -140,6 +140,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "TaskReceived": {"task_id": "1", "task": "train", "sender": "server", "size": 10},
     "TaskStarted": {"task_id": "1", "task": "train"},
     "TaskDone": {"task_id": "1", "task": "train", "code": "OK", "size": 10, "ms": 5},
+    "AddressChanged": {"fqcn": "site-1", "ours": False},
+    "RunEndRequested": {"sender": "server"},
     "TaskAbortRequested": {},
     "JobLogConfigured": {"config": "DEBUG"},
     "ErrorsReset": {},

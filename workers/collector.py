@@ -60,7 +60,7 @@ class Collector:
 
     def run(self, stop: threading.Event) -> None:
         """Until told to end."""
-        swept = 0.0
+        swept, away = 0.0, False
         while not stop.is_set():
             try:
                 if not self._lease.hold():
@@ -70,8 +70,11 @@ class Collector:
                 if time.monotonic() - swept > SWEEP_EVERY:
                     swept = time.monotonic()
                     self._sweep()
+                away = False
             except LogUnavailable as error:
-                log.warning("a server is away: %s", error)
+                if not away:  # once, not five times a second
+                    log.warning("a server is away: %s", error)
+                away = True
                 self._sweep_alone()
                 stop.wait(0.2)
             except Exception:  # a duty ends with the pool, not with an error

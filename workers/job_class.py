@@ -61,6 +61,8 @@ class RegisteredJob(Job):
             return f"its data cannot be read: {type(error).__name__}"
         if not isinstance(name, str) or name not in REGISTRY:
             return f"{str(name)[:CUT]!r} is no registered task"
+        if self.repeats_left is not None or self.retries_left is not None:
+            return "it is to be repeated"
         if self.instance is not None or kwargs:
             return "it brings an instance or keyword arguments"
         if not isinstance(args, list | tuple) or len(args) != 1:

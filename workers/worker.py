@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
 import time
 from typing import Any, Literal
 
@@ -18,10 +21,14 @@ from events.errors import FlightlogError
 from workers.here import set_site
 from workers.job_class import RegisteredJob, SiteQueue
 
+PARENT_EVERY = 0.5  # seconds
+
 
 class _Noticed(BaseWorker):
     """An RQ worker with a heartbeat short enough to notice a dead one."""
 
+    #: Seconds between two tries to reach a fabric that is away, at most.
+    max_connection_wait_time = 1.0
     #: Somebody told it to end.
     told_to_end = False
 
@@ -29,6 +36,18 @@ class _Noticed(BaseWorker):
         """Remember that it was told, since an idle worker just ends."""
         self.told_to_end = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+    def subscribe(self) -> None:
+        """Nothing: RQ would take orders there from whoever can publish, to end for instance."""
+
+    def unsubscribe(self) -> None:
+        """Nothing was subscribed to."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Say that we are there; after the fabric has lost its memory, who we are too."""
+        if pipeline is None and not self.connection.hexists(self.key, "queues"):
+            self.register_birth()  # type: ignore[no-untyped-call]
+        super().heartbeat(timeout, pipeline)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds until RQ counts this worker as gone."""
@@ -52,6 +71,7 @@ def run_worker(site: Site, kind: Literal["work", "io"] = "work", *, burst: bool 
     A fabric that is away is waited for: work waits on the record meanwhile.
     """
     set_site(site, io=kind == "io")
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="parent", daemon=True).start()
     import workers.tasks  # noqa: F401 - loaded once, before any fork
 
     with contextlib.suppress(FlightlogError):
@@ -81,3 +101,10 @@ def run_worker(site: Site, kind: Literal["work", "io"] = "work", *, burst: bool 
         if burst or worker.told_to_end:
             return 0
         time.sleep(0.2)  # it gave up over something it found in Redis; the next one is wiser by its loss
+
+
+def _end_with(parent: int) -> None:
+    """End in order once our parent is gone: a pool that was killed has a successor with workers of its own."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)

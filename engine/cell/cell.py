@@ -21,8 +21,10 @@ from engine.cell.keys import KeyRing
 from engine.cell.message import CellReturnCode, Message, failed
 from engine.cell.protocol import RequestHandler, check_fqcn, check_name, root_of
 from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack, until_of
-from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, KeyUnknown, PayloadInvalid, SealBroken
+from engine.errors import AddressTaken, ArgumentInvalid, ArgumentTypeInvalid, KeyUnknown, PayloadInvalid, SealBroken
 from engine.ids import new_call_id
+from engine.orders import start_ticks
+from engine.workspace import host_name
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.cell")
@@ -54,6 +56,9 @@ class Journal(Protocol):
 
     def refused(self, envelope: Envelope | None, code: str, why: str) -> None:
         """It was not taken."""
+
+    def address(self, fqcn: str, *, ours: bool) -> None:
+        """Another cell has taken over the address, or it is ours again."""
 
 
 class FabricCell:
@@ -90,6 +95,7 @@ class FabricCell:
         self._waiting: dict[str, _Wait] = {}
         self._pool = ThreadPoolExecutor(HANDLERS, thread_name_prefix="handler")
         self._busy = 0
+        self._ours = True
         self._lock = threading.Lock()
         self._freed = threading.Condition(threading.Lock())
         self._stop = threading.Event()
@@ -100,9 +106,13 @@ class FabricCell:
         self.late_answers = 0
 
     def start(self) -> FabricCell:
-        """Be there: take in requests from now on; a fabric that is away is waited for."""
+        """Be there: take in requests from now on; a fabric that is away is waited for.
+
+        Raises:
+            AddressTaken: another cell of this address lives.
+        """
         try:
-            self.fabric.announce(self._fqcn, self._token, self._about())
+            self._claim()
         except LogUnavailable as error:
             log.warning("%s waits: %s", self._fqcn, error)
         for thread in self._threads:
@@ -119,6 +129,7 @@ class FabricCell:
                 thread.join(2)
         try:
             self.fabric.withdraw(self._fqcn, self._token)
+            self.fabric.client.delete(answers_of(self._fqcn, self._token))
         except LogUnavailable as error:
             log.debug("the fabric is away: %s", error)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -294,9 +305,30 @@ class FabricCell:
 
     # -- taking in -------------------------------------------------------------------------------------
 
+    @property
+    def listening(self) -> bool:
+        """Requests to the address come to us: no other cell has taken it over."""
+        return self._ours and not self._stop.is_set()
+
+    def _claim(self) -> None:
+        """Take the address, once it is nobody's: a cell that died without a word is there for seconds more."""
+        until = time.monotonic() + UP_MS / 1000 + 1
+        while not self.fabric.renew(self._fqcn, self._token, self._about()):
+            about = self.fabric.about(self._fqcn)
+            if _is_dead(about):
+                self.fabric.announce(self._fqcn, self._token, self._about())
+                return
+            if time.monotonic() > until:
+                where = f"process {about.get('pid', '?')} on host {about.get('host', '?')}"
+                raise AddressTaken(
+                    f"{self._fqcn} is there already: {str(where)[:200]}",
+                    "give this one another name, or end that one",
+                )
+            time.sleep(0.1)
+
     def _about(self) -> dict[str, Any]:
         """What the fabric is to know of us."""
-        return {"once": True, "pid": os.getpid()}
+        return {"once": True, "host": host_name(), "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
 
     def _renew_once(self) -> None:
         self._stop.wait(UP_MS / 4000)
@@ -304,9 +336,17 @@ class FabricCell:
             self._renew()
 
     def _renew(self) -> None:
-        if not self.fabric.renew(self._fqcn, self._token, self._about()):
-            log.error("another process has taken over the address %s; this one takes in nothing more", self._fqcn)
-            self._stop.set()
+        """Say that we are there. Where another has the address, we take in nothing until it is free again."""
+        was, self._ours = self._ours, self.fabric.renew(self._fqcn, self._token, self._about())
+        if was != self._ours:
+            word = (
+                "has it back"
+                if self._ours
+                else "was taken over by another cell, and hears nothing until that is gone"
+            )
+            log.error("the address %s %s", self._fqcn, word)
+            if self.journal is not None:
+                self.journal.address(self._fqcn, ours=self._ours)
 
     def _read_once(self) -> None:
         own = answers_of(self._fqcn, self._token)
@@ -314,7 +354,7 @@ class FabricCell:
             # With all handlers busy, answers are still taken in: a handler may wait for one.
             self._freed.wait_for(lambda: self._busy < HANDLERS, 0.02)
             free = HANDLERS - self._busy
-        keys = [own, inbox_of(self._fqcn)] if free > 0 else [own]
+        keys = [own, inbox_of(self._fqcn)] if free > 0 and self._ours else [own]
         found = self._reading.read(keys, max(1, free), LOOK_MS if free > 0 else 1)
         answers = [(entry, fields) for key, entry, fields in found if key == own]
         for _, fields in answers:
@@ -539,3 +579,11 @@ def open_answer(frame: bytes | None, request: Envelope, ring: KeyRing | None) ->
         return failed(CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")
     except FlightlogError as error:
         return failed(CellReturnCode.COMM_ERROR, f"{error.code}: {error.what}")
+
+
+def _is_dead(about: Mapping[str, Any]) -> bool:
+    """Whether the last cell of an address was a process of this host, and is gone."""
+    pid, ticks = about.get("pid"), about.get("ticks")
+    if about.get("host") != host_name() or not isinstance(pid, int) or not isinstance(ticks, int):
+        return False
+    return start_ticks(pid) != ticks

@@ -141,6 +141,7 @@ class Fabric:
             pipe = self.client.pipeline(transaction=False)
             pipe.set(f"ff:{entry['i']}:r", frame, px=int(life * 1000) + MARGIN_MS)
             pipe.execute_command("XADD", key, "MAXLEN", "~", ANSWERS_MAX, "*", *fields)  # type: ignore[no-untyped-call]
+            pipe.pexpire(key, INBOX_LIFE_MS)  # nobody may ever read it
             pipe.execute()
 
     def read(self, keys: Sequence[str], count: int, block_ms: int) -> list[tuple[str, bytes, dict[bytes, bytes]]]:
@@ -171,6 +172,16 @@ class Fabric:
             pipe.set(up_of(fqcn), token, px=UP_MS)
             pipe.execute()
 
+    def about(self, fqcn: str) -> dict[str, Any]:
+        """What the last cell of an address said of itself: pid, host, ...; empty where there was none."""
+        with reachable():
+            told = cast("bytes | None", self.client.hget(CELLS, fqcn))
+        try:
+            found = json.loads(told or b"{}")
+        except ValueError:
+            return {}  # something else has written there
+        return found if isinstance(found, dict) else {}
+
     def renew(self, fqcn: str, token: str, about: Mapping[str, Any]) -> bool:
         """Go on being there; False where another cell has taken over the address."""
         with reachable():
@@ -190,12 +201,7 @@ class Fabric:
 
     def deduplicates(self, fqcn: str) -> bool:
         """Whether the cell at an address takes a message once, however often it is delivered."""
-        with reachable():
-            about = cast("bytes | None", self.client.hget(CELLS, fqcn))
-        try:
-            return bool(about and json.loads(about).get("once"))
-        except (ValueError, AttributeError):
-            return False  # something else has written there
+        return bool(self.about(fqcn).get("once"))
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -207,6 +213,11 @@ def reachable() -> Iterator[None]:
     """Turn the client's errors into the catalogue's."""
     try:
         yield
+    except redis.ResponseError as error:
+        raise LogUnavailable(
+            f"the fabric server refuses ({str(error)[:200]})",
+            "flightlog doctor; it may be at its maxmemory, or somebody else writes to it",
+        ) from error
     except redis.RedisError as error:
         raise LogUnavailable(
             f"the fabric server does not answer ({str(error)[:200] or type(error).__name__})",

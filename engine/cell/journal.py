@@ -10,7 +10,7 @@ from engine.cell.digests import Digests
 from engine.cell.protocol import root_of
 from engine.cell.wire import Envelope
 from engine.core import Core
-from events.bodies.messages import AuxHandled, AuxReceived, MessageRefused
+from events.bodies.messages import AddressChanged, AuxHandled, AuxReceived, MessageRefused
 from events.envelope import Actor, Call
 from events.errors import FlightlogError
 
@@ -97,6 +97,15 @@ class RecordJournal:
                 self._core.site.jobs.note(self._core.call("message").at("refused"), [body], self._job)
             except FlightlogError as error:
                 log.warning("that a message was refused could not be recorded: %s", error)
+
+    def address(self, fqcn: str, *, ours: bool) -> None:
+        """Another cell has taken over the address, or it is ours again."""
+        try:
+            self._core.site.jobs.note(
+                self._core.call("address").at("changed"), [AddressChanged(fqcn=fqcn, ours=ours)]
+            )
+        except FlightlogError as error:
+            log.warning("that the address changed hands could not be recorded: %s", error)
 
     def _call(self, envelope: Envelope, step: str) -> Call:
         return Call(

@@ -21,7 +21,7 @@ from engine.cli.jobs import read_app
 from engine.cli.output import Format, err, lines, out, print_json, text
 from engine.egress import BLIND, totals
 from engine.egress import egress as egress_rows
-from engine.errors import ArgumentInvalid, JobUnknown, SiteUnknown
+from engine.errors import ArgumentInvalid, DeployFailedError, JobUnknown, SiteUnknown
 from engine.federation.server import FederationServer
 from engine.ids import check_job_id
 from engine.settings import settings
@@ -29,6 +29,7 @@ from events.read import read
 
 PANEL = "Federation"
 EXAMPLE = "federated_breast_cancer"
+INTERRUPTED = 130
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -51,13 +52,22 @@ def server(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for them.")] = 300,
 ) -> int:
     """Run a server for sites to join; with --app and --controller, run one job and end."""
-    chosen = where()
     if (controller is None) != (app is None):
         raise ArgumentInvalid("--app and --controller go together", "give both, or none", field="--app")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    check_job_id(job)
     workflow = _controller(controller, args) if controller else None
+    packed = read_app(app) if app is not None else b""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _serve(name, secure, workflow, packed, app.name if app else "", job, sites, timeout)
+    except KeyboardInterrupt:
+        return 0 if workflow is None else INTERRUPTED
+
+
+def _serve(
+    name: str, secure: bool, workflow: Any, app: bytes, app_name: str, job: str, sites: int, timeout: float
+) -> int:
+    chosen = where()
     with FederationServer(chosen.folder, name=name, fabric_url=chosen.fabric_url or "", secure=secure) as peer:
         err.print(f"[bold]{text(name)}[/] is there. Sites join it with:")
         err.print(
@@ -65,14 +75,13 @@ def server(
             "flightlog up --site NAME -w FOLDER",
             soft_wrap=True,  # to be copied
         )
-        if workflow is None or app is None:
-            stop.wait()
-            return 0
+        if workflow is None:
+            threading.Event().wait()
         joined = peer.wait_for_sites(sites, timeout)
         err.print(f"Joined: {text(', '.join(joined))}.")
-        refused = {site: why for site, why in peer.deploy(job, app.name, {}, read_app(app)).items() if why}
+        refused = {site: why for site, why in peer.deploy(job, app_name, {}, app).items() if why}
         if refused:
-            raise ArgumentInvalid(f"the app was not deployed: {refused}", "look at these sites")
+            raise DeployFailedError(f"the app was not deployed: {refused}", "look at these sites: flightlog why JOB")
         running = peer.run(job, {})
         try:
             result = workflow.run(running)
@@ -213,5 +222,10 @@ def _load(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.append(str(path.parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # somebody's own file fails in any way it likes
+        raise ArgumentInvalid(
+            f"{path} does not load: {type(error).__name__}: {error}", "correct it", field="--controller"
+        ) from error
     return module

@@ -30,7 +30,7 @@ from engine.network import on_network
 from engine.tail import follow_file, last_lines
 from engine.workspace import Workspace, known_site
 from events.bodies.app import Network as NetworkName
-from events.errors import LogUnavailable
+from events.errors import LogUnavailable, RecordFull
 
 PANEL = "Jobs"
 WELL = (State.FINISHED, State.DEPLOYED, State.DELETED)
@@ -237,6 +237,12 @@ def abort(
 ) -> int:
     """End the app of a job; works while it launches, and with the record away too."""
     if task:
+        if lost or grace is not None:
+            raise ArgumentInvalid(
+                "--task goes with neither --lost nor --grace",
+                "the task is told at once; its job goes on",
+                field="--task",
+            )
         return _abort_task(job)
     patience = (30.0 if timeout is None else timeout) if wait else 0.0
     try:
@@ -251,12 +257,14 @@ def abort(
                         f"flightlog wait {job}",
                     )
             return _shown(engine, job)
-    except (LogUnavailable, EngineDown) as error:
+    except (LogUnavailable, RecordFull, EngineDown) as error:
         return _abort_without_record(job, grace, error)
 
 
 def _abort_task(job: str) -> int:
     with acting() as engine:
+        if not engine.site.jobs.load(check_job_id(job)).known:
+            raise _unknown(job)
         answer = engine.abort_task(job)
     done = answer == TASK_ABORTED
     (out if done else err).print(text(answer))

@@ -173,7 +173,7 @@ class FederationServer:
         """Have sites start a job, and wait until its processes are there.
 
         Raises:
-            ArgumentInvalid: a site did not start it; the message says which and why.
+            LaunchFailedError: a site did not start it; the message says which and why, and the others abort it.
             CallTimeout: a process did not come up in time.
         """
         chosen = list(sites or self.present())

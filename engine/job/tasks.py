@@ -23,7 +23,7 @@ from engine.job.signal import Signal
 from engine.shareable import Shareable, make_reply
 from engine.tasking import TASK_ID, TASK_NAME, TaskTopic
 from events.bodies.base import Body
-from events.bodies.messages import TaskDone, TaskReceived, TaskStarted
+from events.bodies.messages import RunEndRequested, TaskDone, TaskReceived, TaskStarted
 from events.envelope import Call
 from events.errors import FlightlogError
 
@@ -31,6 +31,7 @@ log = logging.getLogger("flightlog.job")
 
 QUEUED = 16  # tasks that wait while one runs
 ID_MAX = 100  # characters
+ROOM = 4096  # bytes of a message that are not its payload
 RESULT_TIMEOUT = 30.0
 RESULT_TRIES = 5
 
@@ -92,6 +93,9 @@ class Tasks:
             return failed(CellReturnCode.UNAUTHENTICATED, f"{server} has a key here: seal it with that")
         topic = request.get_header(MessageHeaderKey.TOPIC)
         if topic == TaskTopic.END_RUN:
+            self._core.site.jobs.note(
+                self._core.call("end_run").at("asked"), [RunEndRequested(sender=server)], self._grant.job
+            )
             self.end()
             return Message(payload=make_reply(ReturnCode.OK))
         if topic == TaskTopic.ABORT:
@@ -179,6 +183,10 @@ class Tasks:
             size = len(codec.encode(result))
         except FlightlogError as error:
             log.error("the result of task %s cannot be sent: %s", task.name, error)
+            result, size = make_reply(ReturnCode.EXECUTION_RESULT_ERROR), 0
+        most = self._core.site.settings.payload_max - ROOM
+        if size > most:
+            log.error("the result of task %s has %d bytes, and %d are allowed", task.name, size, most)
             result, size = make_reply(ReturnCode.EXECUTION_RESULT_ERROR), 0
         done = TaskDone(
             task_id=task.id,

@@ -138,6 +138,14 @@ class CellAttached(Body):
     kind: str
 
 
+class AddressChanged(Body):
+    """Another cell has taken over the site's address on the fabric, or it is the site's again."""
+
+    type: Literal["AddressChanged"] = "AddressChanged"
+    fqcn: str
+    ours: bool
+
+
 class HandlerRegistered(Body):
     """A handler for a topic was registered."""
 
@@ -173,6 +181,13 @@ class TaskDone(Body):
     code: str = Field(description="return code of the result")
     size: int = Field(ge=0, description="bytes of the result")
     ms: int = Field(ge=0, description="milliseconds in the executor")
+
+
+class RunEndRequested(Body):
+    """The server said that the run is over: no more tasks come."""
+
+    type: Literal["RunEndRequested"] = "RunEndRequested"
+    sender: str
 
 
 class TaskAbortRequested(Body):

@@ -19,8 +19,9 @@ import report
 from engine.archive import pack
 from engine.cli.output import out, text
 from engine.egress import egress, totals
-from engine.errors import EngineDown
+from engine.errors import ArgumentInvalid, EngineDown
 from engine.federation.server import FederationServer
+from engine.files import FileLock
 from engine.owner import owner_of
 from engine.site import Site
 from engine.workspace import Workspace, known_site
@@ -48,11 +49,15 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         refused = {site: why for site, why in server.deploy(JOB, HERE.name, {}, pack(HERE / "app")).items() if why}
         if refused:
             raise EngineDown(f"the app was not deployed: {refused}", f"look at {folder}/*/up.log")
-        job = server.run(JOB, {}, timeout=PATIENCE)
-        out.print(f"The app is deployed and runs on {text(', '.join(job.sites))}.\n")
-        with report.LiveRounds(rounds, baselines.accuracy) as live:
-            result = fedavg.FedAvg(rounds, live.add).run(job)
-        job.end()
+        try:
+            job = server.run(JOB, {}, timeout=PATIENCE)
+            out.print(f"The app is deployed and runs on {text(', '.join(job.sites))}.\n")
+            with report.LiveRounds(rounds, baselines.accuracy) as live:
+                result = fedavg.FedAvg(rounds, live.add).run(job)
+            job.end()
+        except BaseException:  # Ctrl-C too: nothing is to go on that nobody looks at
+            server.abort(JOB, reason="the demo was interrupted")
+            raise
         out.print("\n[bold]Who did how well:[/]")
         report.results(baselines.baselines(job.sites, rounds), baselines.accuracy(result.weights))
         out.print("\n[bold]What each site sent out, by its own record:[/]")
@@ -68,14 +73,28 @@ def _clear(folder: Path) -> None:
     """An earlier demo makes way, if it is one, and over."""
     if not folder.exists():
         return
-    for place in sorted(folder.iterdir()):
-        if known_site(place).startswith("site-") and owner_of(Workspace.find(place)) is not None:
-            raise EngineDown(f"a site of an earlier demo is up in {place}", f"flightlog down -w {place}")
-    if any(not known_site(place) for place in folder.iterdir()):
-        raise EngineDown(
-            f"{folder} holds something else than a demo", "name another folder: flightlog demo -w FOLDER"
+    places = sorted(folder.iterdir())
+    if any(not place.is_dir() or not known_site(place) for place in places):
+        raise ArgumentInvalid(
+            f"{folder} holds something else than a demo",
+            "name another: flightlog demo -w FOLDER",
+            field="--workspace",
         )
+    for place in places:
+        workspace = Workspace(place, known_site(place))
+        if owner_of(workspace) is not None:
+            raise EngineDown(f"a site of an earlier demo is up in {place}", f"flightlog down -w {place}")
+        if any(_held(lock) for lock in workspace.jobs.glob("*/*/lock")):
+            raise EngineDown(f"an app of an earlier demo still runs in {place}", f"flightlog abort {JOB} -w {place}")
     shutil.rmtree(folder)
+
+
+def _held(path: Path) -> bool:
+    """Whether a keeper lives: it holds its attempt's lock."""
+    lock = FileLock(path)
+    free = lock.acquire()
+    lock.release()
+    return not free
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 
 from engine.cell.cell import HANDLERS, FabricCell
-from engine.cell.fabric import Fabric, answers_of, inbox_of
+from engine.cell.fabric import Fabric, answers_of, inbox_of, up_of
 from engine.cell.message import CellReturnCode, Message, MessageHeaderKey
-from engine.errors import ArgumentInvalid, PayloadInvalid
+from engine.errors import AddressTaken, ArgumentInvalid, PayloadInvalid
 from engine.server import EmbeddedServer
-from engine.workspace import Workspace
+from engine.workspace import Workspace, host_name
 from events.errors import LogUnavailable
 from tests.support import until
 
@@ -184,19 +185,39 @@ def test_an_inbox_that_is_full_answers_at_once(fabric: Fabric, url: str) -> None
         assert len(payloads) == 2, "what was not taken is not kept"
 
 
-def test_of_two_cells_of_one_address_the_newer_takes_over(fabric: Fabric, url: str) -> None:
+def test_a_second_cell_of_an_address_is_refused_while_the_first_lives(
+    fabric: Fabric, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.cell.cell.UP_MS", 400)  # how long it waits for the address
     with there(url, "site-1", "server") as (site, older):
         handle(older, lambda m: Message(payload="older"))
+        newer = FabricCell(url, "server")
+        try:
+            with pytest.raises(AddressTaken, match=rf"process {os.getpid()} on host"):
+                newer.start()
+        finally:
+            newer.stop()
+        assert fabric.holder("server") == older._token, "the refused one withdraws nothing"
         assert ask(site, "server").payload == "older"
-        with there(url, "server") as (newer,):
-            handle(newer, lambda m: Message(payload="newer"))
-            until(
-                lambda: not any(thread.is_alive() for thread in older._threads), 10, "the older one goes on reading"
-            )
-            assert {ask(site, "server").payload for _ in range(10)} == {"newer"}
-            older.stop()
-            assert fabric.holder("server") == newer._token, "the older one withdraws its own sign of life only"
-            assert ask(site, "server").payload == "newer"
+
+
+def test_a_cell_whose_address_is_taken_over_has_it_back_once_that_is_gone(fabric: Fabric, url: str) -> None:
+    with there(url, "site-1", "server") as (site, server):
+        handle(server, echo)
+        fabric.client.set(up_of("server"), "a stranger", px=2500)
+        until(lambda: not server.listening, 5)
+        assert server.listening is False
+        until(lambda: server.listening, 10)
+        assert ask(site, "server").return_code == CellReturnCode.OK
+
+
+def test_a_cell_that_died_makes_way_at_once(fabric: Fabric, url: str) -> None:
+    fabric.announce("server", "of the dead", {"once": True, "host": host_name(), "pid": 2**22 - 1, "ticks": 1})
+    began = time.monotonic()
+    with there(url, "site-1", "server") as (site, server):
+        handle(server, echo)
+        assert ask(site, "server").return_code == CellReturnCode.OK
+        assert time.monotonic() - began < 3
 
 
 def test_a_fabric_that_forgot_everything_is_told_again_who_is_there(fabric: Fabric, url: str) -> None:

@@ -42,6 +42,9 @@ class Remembers:
             raise LogUnavailable("the record server does not answer")
         self.done.append(answer)
 
+    def address(self, fqcn: str, *, ours: bool) -> None:
+        raise AssertionError(f"{fqcn} changed hands")
+
     def refused(self, envelope: Envelope | None, code: str, why: str) -> None:
         self.no.append((envelope.sender if envelope else "?", str(code), why))
 
@@ -142,12 +145,15 @@ def test_L4_the_same_bytes_under_another_id_are_not_handled_again(
 
 def test_L4_two_cells_of_one_address_handle_a_message_once_between_them(fabric: Fabric, url: str) -> None:
     seen: list[Any] = []
-    with there(url, "server", "server", "asker") as (one, other, asker):
+    other = FabricCell(url, "server")
+    with there(url, "server", "asker") as (one, asker):
         for cell in (one, other):
             handle(cell, lambda m: (seen.append(m.payload), echo(m))[1])
+        other._threads[0].start()  # it reads the inbox without asking whose it is
         for number in range(30):
             assert ask(asker, "server", number).payload == number
         assert sorted(seen) == list(range(30))
+        other.stop()
 
 
 # -- what is not what it says ------------------------------------------------------------------------

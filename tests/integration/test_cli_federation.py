@@ -139,4 +139,5 @@ def test_what_cannot_be_is_refused_with_the_option_named(
 def test_aborting_the_task_of_a_job_that_has_none_is_refused_with_4(federation: Place) -> None:
     federation.ok("deploy", "job", federation.app("app", "true"), "--site", "site-1")
     assert federation("abort", "job", "--task").code == 4
-    assert federation("abort", "nobody", "--task").code == 4
+    assert federation("abort", "nobody", "--task").code == 5
+    assert federation("abort", "job", "--task", "--lost").code == 2

@@ -341,12 +341,10 @@ def test_whoever_waits_is_told_of_their_own_outcome_and_of_nothing_else(store: S
     mine, other = ask(jobs), ask(jobs)
     expected = outcomes.expect(mine)
     end(jobs, other)
-    for one in read(store):
-        outcomes.take(one)
+    outcomes.take(list(read(store)))
     assert expected.wait(0) is None
     end(jobs, mine, "AuxFailed")
-    for one in read(store):
-        outcomes.take(one)
+    outcomes.take(list(read(store)))
     told = expected.wait(0)
     assert told is not None
     assert (told.type, told.body["id"]) == ("AuxFailed", mine)
