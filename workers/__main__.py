@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--queue", choices=("work", "io"), default="work", help="worker: deploys and launches, or messages"
     )
+    parser.add_argument("--parent", type=int, help="worker: end when this process is our parent no more")
     parser.add_argument("--burst", action="store_true", help="worker: end when the queue is empty")
     parser.add_argument("--until-eof", action="store_true", help="pool: end when standard input does")
     args = parser.parse_args(argv)
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.what == "worker":
             from workers.worker import run_worker
 
-            return run_worker(site, args.queue, burst=args.burst)
+            return run_worker(site, args.queue, burst=args.burst, parent=args.parent)
         from workers.pool import Pool
 
         return Pool(site, until_eof=args.until_eof).run()

@@ -108,6 +108,7 @@ class Pool:
         return subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "workers", "worker", "--queue", kind),
+                *("--parent", str(os.getpid())),
                 *("--workspace", str(self.site.workspace.root)),
             ],
             env={**os.environ, **self.site.settings.environment()},

@@ -65,13 +65,16 @@ class WarmWorker(_Noticed, SimpleWorker):
     """For messages: no fork, since a lane's turn is shorter than one."""
 
 
-def run_worker(site: Site, kind: Literal["work", "io"] = "work", *, burst: bool = False) -> int:
-    """Work on one of the site's queues until told to end; the exit code.
+def run_worker(
+    site: Site, kind: Literal["work", "io"] = "work", *, burst: bool = False, parent: int | None = None
+) -> int:
+    """Work on one of the site's queues until told to end, or ``parent`` is our parent no more; the exit code.
 
     A fabric that is away is waited for: work waits on the record meanwhile.
     """
     set_site(site, io=kind == "io")
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="parent", daemon=True).start()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     import workers.tasks  # noqa: F401 - loaded once, before any fork
 
     with contextlib.suppress(FlightlogError):
@@ -92,12 +95,14 @@ def run_worker(site: Site, kind: Literal["work", "io"] = "work", *, burst: bool 
         "log_job_description": False,
     }
     while True:
+        worker = None
         try:
             worker = (WarmWorker if kind == "io" else SiteWorker)([queue], **options)
             worker.work(burst=burst, logging_level="WARNING")
         except redis.RedisError:
-            time.sleep(0.2)
-            continue
+            if worker is None or not worker.told_to_end:
+                time.sleep(0.2)
+                continue
         if burst or worker.told_to_end:
             return 0
         time.sleep(0.2)  # it gave up over something it found in Redis; the next one is wiser by its loss

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from engine.cell.fabric import UP_MS, Fabric, answers_of, inbox_of
+from engine.cell.intake import Intake, Journal
 from engine.cell.keys import KeyRing
 from engine.cell.message import CellReturnCode, Message, failed
-from engine.cell.protocol import RequestHandler, check_fqcn, check_name, root_of
+from engine.cell.protocol import RequestHandler, check_fqcn, check_name
 from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack, until_of
-from engine.errors import AddressTaken, ArgumentInvalid, ArgumentTypeInvalid, KeyUnknown, PayloadInvalid, SealBroken
+from engine.errors import AddressTaken, ArgumentTypeInvalid, KeyUnknown, SealBroken
 from engine.ids import new_call_id
 from engine.orders import start_ticks
 from engine.workspace import host_name
@@ -32,10 +32,6 @@ log = logging.getLogger("flightlog.cell")
 HANDLERS = 32  # requests that are handled at the same time
 LOOK_MS = 200
 FORGET_AFTER = 60.0  # seconds for a message that expects no answer
-SKEW_MS = 60_000  # by how much clocks of two hosts may differ; accept.lua remembers for longer than that
-#: What a return code may look like: a handler of an app gives its own.
-_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-LINGER = 10.0  # seconds that an answer is kept beside its deadline: see fabric.MARGIN_MS
 #: What the fabric says of a message that it does not take.
 WORDS = {
     "LOST": CellReturnCode.COMM_ERROR,
@@ -43,22 +39,6 @@ WORDS = {
     "DOWN": CellReturnCode.TARGET_UNREACHABLE,
     "UNKNOWN": CellReturnCode.INVALID_TARGET,
 }
-
-
-class Journal(Protocol):
-    """Records what comes in. Where it cannot, the message is not handled."""
-
-    def received(self, envelope: Envelope) -> bool:
-        """A message is about to be handled; False: it was before."""
-
-    def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
-        """It was handled, and its answer, if one is expected, is about to leave."""
-
-    def refused(self, envelope: Envelope | None, code: str, why: str) -> None:
-        """It was not taken."""
-
-    def address(self, fqcn: str, *, ours: bool) -> None:
-        """Another cell has taken over the address, or it is ours again."""
 
 
 class FabricCell:
@@ -91,7 +71,7 @@ class FabricCell:
         self._inbox_max = inbox_max
         self._payload_max = payload_max
         self._token = secrets.token_hex(8)
-        self._handlers: dict[tuple[str, str], RequestHandler] = {}
+        self.intake = Intake(self.fabric, self._fqcn, ring, journal, payload_max)
         self._waiting: dict[str, _Wait] = {}
         self._pool = ThreadPoolExecutor(HANDLERS, thread_name_prefix="handler")
         self._busy = 0
@@ -152,7 +132,7 @@ class FabricCell:
         check_name("topic", topic)
         if not callable(cb):
             raise ArgumentTypeInvalid(f"cb must be callable, not {type(cb).__name__}", "give a function", field="cb")
-        self._handlers[(channel, topic)] = cb
+        self.intake.handlers[(channel, topic)] = cb
 
     def send_request(
         self,
@@ -386,7 +366,7 @@ class FabricCell:
 
     def _handle(self, message: str, frame: bytes) -> None:
         try:
-            self._take(message, frame)
+            self.intake.take(message, frame)
         except LogUnavailable as error:
             log.warning("a message could not be handled: %s", error)
         except Exception:
@@ -395,138 +375,6 @@ class FabricCell:
             with self._freed:
                 self._busy -= 1
                 self._freed.notify()
-
-    def _take(self, message: str, frame: bytes) -> None:
-        began = time.monotonic()
-        envelope: Envelope | None = None
-        try:
-            envelope = envelope_of(frame)
-            if why := self._objection(message, envelope):
-                self._refuse(envelope, CellReturnCode.INVALID_TARGET, why)
-                return
-            request = unpack(frame, envelope, self.ring)
-        except (KeyUnknown, SealBroken) as error:
-            self._refuse(envelope, CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")
-            return
-        except (PayloadInvalid, ArgumentInvalid) as error:
-            self._refuse(envelope, CellReturnCode.INVALID_REQUEST, f"{error.code}: {error.what}")
-            return
-        if self.journal is not None:
-            try:
-                fresh = self.journal.received(envelope)
-            except FlightlogError as error:
-                self._send_answer(
-                    envelope, *self._packed(envelope, failed(CellReturnCode.SERVICE_UNAVAILABLE, error.what))
-                )
-                return
-            if not fresh:
-                self.journal.refused(envelope, CellReturnCode.INVALID_REQUEST, "it was taken before")
-                return
-        reply = self._call(envelope, request)
-        if not envelope.reply:
-            self.fabric.drop([envelope.id])  # nobody else will
-        frame, answer = self._packed(envelope, reply)
-        if self.journal is not None:
-            self.journal.handled(envelope, answer, int((time.monotonic() - began) * 1000))
-        self._send_answer(envelope, frame, answer)
-
-    def _objection(self, message: str, envelope: Envelope) -> str | None:
-        """Why a message is not for us to handle."""
-        check_fqcn(envelope.sender)
-        if envelope.target != self._fqcn or envelope.kind != "request":
-            return f"it is for {envelope.target[:100]!r}"
-        if envelope.id != message:
-            return f"it was delivered under the id of another: {message[:64]!r}"
-        if envelope.until and envelope.until < time.time() * 1000 - SKEW_MS:
-            return "its time was over long ago"
-        return None
-
-    def _call(self, envelope: Envelope, request: Message) -> Message:
-        handler = next(
-            (
-                self._handlers[key]
-                for key in ((envelope.channel, envelope.topic), (envelope.channel, "*"), ("*", "*"))
-                if key in self._handlers
-            ),
-            None,
-        )
-        if handler is None:
-            return failed(CellReturnCode.INVALID_REQUEST, f"nobody handles {envelope.channel}:{envelope.topic}"[:300])
-        try:
-            reply = handler(request)
-        except Exception as error:
-            log.exception("the handler of %s:%s raised", envelope.channel, envelope.topic)
-            return failed(CellReturnCode.PROCESS_EXCEPTION, f"{type(error).__name__}: {error}"[:500])
-        if reply is None and not envelope.reply:
-            return Message()
-        if not isinstance(reply, Message):
-            return failed(
-                CellReturnCode.PROCESS_EXCEPTION, f"the handler returned a {type(reply).__name__}, not a Message"
-            )
-        return reply
-
-    def _refuse(self, envelope: Envelope | None, code: str, why: str) -> None:
-        log.error("a message was refused: %s", why)
-        if self.journal is not None:
-            self.journal.refused(envelope, code, why)
-        if envelope is not None and envelope.kind == "request":
-            self._send_answer(envelope, *self._packed(envelope, failed(code, why), opened=False))
-
-    def _packed(self, envelope: Envelope, reply: Message, *, opened: bool = True) -> tuple[bytes, Envelope]:
-        """An answer as bytes: sealed where the request was, so that no carrier learns from a failure either."""
-
-        def packed(message: Message, *, seal: bool) -> tuple[bytes, Envelope]:
-            code = message.return_code
-            answer = Envelope(
-                id=envelope.id,
-                kind="answer",
-                sender=self._fqcn,
-                target=envelope.sender,
-                channel=envelope.channel,
-                topic=envelope.topic,
-                until=envelope.until,
-                key=envelope.key,
-                code=code if _CODE.fullmatch(code) else CellReturnCode.PROCESS_EXCEPTION,
-                sealed=seal,
-            )
-            return pack(answer, message, self.ring)
-
-        seal = envelope.sealed and opened
-        if envelope.sealed and not opened:
-            return packed(failed(reply.return_code), seal=False)  # the code alone
-        try:
-            frame, answer = packed(reply, seal=seal)
-        except KeyUnknown:  # its key was taken away meanwhile
-            return packed(failed(CellReturnCode.AUTHENTICATION_ERROR), seal=False)
-        except PayloadInvalid as error:
-            why = f"the answer cannot be sent: {error.what}"
-            return packed(failed(CellReturnCode.PROCESS_EXCEPTION, why), seal=seal)
-        if len(frame) > self._payload_max:
-            return packed(failed(CellReturnCode.MSG_TOO_BIG, f"the answer has {len(frame)} bytes"), seal=seal)
-        return frame, answer
-
-    def _send_answer(self, envelope: Envelope, frame: bytes, answer: Envelope) -> None:
-        if not envelope.reply:
-            return
-        try:
-            sender = check_fqcn(envelope.sender)
-        except ArgumentInvalid:
-            return  # there is nobody to tell
-        whom = sender if envelope.reply_to else root_of(sender)
-        token = envelope.reply_to if len(envelope.reply_to) == 16 and envelope.reply_to.isalnum() else ""
-        self.fabric.answer(
-            answers_of(whom, token),
-            frame,
-            LINGER * 3,
-            {
-                "i": envelope.id,
-                "k": envelope.key,
-                "c": answer.code,
-                "s": answer.size,
-                "d": answer.sha256.hex(),
-                "f": self._fqcn,
-            },
-        )
 
     def _guard(self, once: Callable[[], None]) -> None:
         """Run a loop until the end; a fabric that is away is waited for."""

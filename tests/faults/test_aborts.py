@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from engine.orders import start_ticks
+from events.store import connect
 from tests.faults.rig import Rig, counting_app, one, runs_of, types
 from tests.support import processes_with, until
 
@@ -191,4 +195,29 @@ def test_what_an_app_leaves_behind_ends_with_it(rig: Rig, tmp_path: Path) -> Non
     rig.start_app("job")
     rig.in_state("job", "finished")
     assert processes_with(f"FLIGHTLOG_RUN_DIR={rig.workspace.run('job')}") == []
+    rig.check()
+
+
+def test_L8_an_abort_with_the_record_full_ends_the_app_and_is_recorded_once_there_is_room(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.start()
+    rig.deploy("job", *counting_app(tmp_path / "runs", "sleep 1000"))
+    rig.start_app("job")
+    pid = rig.identity("job")["pid"]
+    record = connect(rig.server("record").url)
+    record.config_set("maxmemory", 1)
+    told = subprocess.run(
+        [Path(sys.executable).with_name("flightlog"), "abort", "job", "-w", str(rig.root), "--grace", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "on disk" in told.stderr
+    until(lambda: start_ticks(pid) is None, 15, "the app runs on")
+    record.config_set("maxmemory", 0)
+    record.close()
+    rig.in_state("job", "aborted")
     rig.check()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.network import on_network
+from engine.overview import overview
 from tests.faults.rig import Rig, counting_app, one, runs_of, types
-from tests.support import kill, until
+from tests.support import kill, processes_with, until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
@@ -146,3 +148,31 @@ def test_L8_an_abort_is_not_held_up_by_a_worker_that_was_stopped_with_the_jobs_l
     rig.in_state("job", "aborted")
     rig.check()
     assert runs_of(runs) == []
+
+
+def test_workers_whose_pool_was_killed_end_and_those_of_the_next_pool_remain(rig: Rig) -> None:
+    rig.start()
+
+    def workers() -> set[int]:
+        found = processes_with("workers\0worker\0")
+        return {pid for pid in found if str(rig.root) in Path(f"/proc/{pid}/cmdline").read_text()}
+
+    until(lambda: len(workers()) == 2, 20)
+    before = workers()
+    kill(rig.pool_pid())
+    until(lambda: len(workers()) == 2 and not workers() & before, 30, "the old pool's workers stay")
+    rig.deploy("job", "true")
+    rig.check()
+
+
+def test_workers_are_back_within_seconds_of_a_fabric_that_was_away(rig: Rig) -> None:
+    rig.start()
+    rig.deploy("job", "true")
+    for _ in range(2):
+        rig.kill_server("fabric")
+        time.sleep(1.0)
+    began = time.monotonic()
+    rig.deploy("job", "true")
+    assert time.monotonic() - began < 10
+    with rig.client() as engine:
+        until(lambda: len(overview(engine.site)["workers"]) == 2, 40, "the workers are not registered again")

@@ -115,10 +115,10 @@ def test_an_engine_that_was_opened_has_a_cell_at_its_own_address(shared: ClientE
 
 def test_the_same_cell_again_is_recorded_and_registers_nothing_anew(shared: ClientEngine, since: Since) -> None:
     cell: Any = shared.get_cell()
-    before = dict(cell._handlers)
+    before = dict(cell.intake.handlers)
     shared.initialize_comm(cell)
     shared.cell = cell
-    assert cell._handlers == before
+    assert cell.intake.handlers == before
     assert shared.get_cell() is cell
     assert [b["fqcn"] for b in since.bodies("CellAttached")] == [SITE, SITE]
 

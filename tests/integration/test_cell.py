@@ -376,7 +376,7 @@ def test_L9_a_handler_is_registered_for_names_that_are_some_and_can_be_called(
     cell = FabricCell(url, "server")
     with pytest.raises(kind):
         cell.register_request_cb(channel, topic, cb)
-    assert cell._handlers == {}
+    assert cell.intake.handlers == {}
 
 
 def test_L9_a_cell_has_an_address_that_is_one(url: str) -> None:

@@ -295,10 +295,10 @@ def test_L1_a_message_is_journalled_before_its_handler_sees_it_and_before_its_an
     fabric: Fabric, server: FabricCell, journal: Remembers, url: str
 ) -> None:
     order: list[str] = []
-    received, handled, send = journal.received, journal.handled, server._send_answer
+    received, handled, send = journal.received, journal.handled, server.intake.send_answer
     journal.received = lambda e: (order.append("received"), received(e))[1]  # type: ignore[method-assign]
     journal.handled = lambda e, a, ms: (order.append("handled"), handled(e, a, ms))[1]  # type: ignore[method-assign]
-    server._send_answer = lambda *given: (order.append("sent"), send(*given))[1]  # type: ignore[method-assign]
+    server.intake.send_answer = lambda *given: (order.append("sent"), send(*given))[1]  # type: ignore[method-assign]
     handle(server, lambda m: (order.append("handler"), echo(m))[1])
     with there(url, "asker") as (asker,):
         assert ask(asker, "server").return_code == CellReturnCode.OK

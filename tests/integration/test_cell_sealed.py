@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,16 +175,12 @@ def test_an_unsealed_success_to_a_sealed_request_is_not_believed(
 ) -> None:
     with there(url, "asker", ring=rings["asker"]) as (asker,), there(url, "server", ring=rings["server"]) as (cell,):
         handle(cell, echo)
-        packed = cell._packed
+        packed = cell.intake.packed
 
         def plain(envelope: Envelope, reply: Message) -> tuple[bytes, Envelope]:
-            ring, cell.ring = cell.ring, None
-            try:
-                return packed(envelope, reply)
-            finally:
-                cell.ring = ring
+            return packed(replace(envelope, sealed=False), reply)
 
-        cell._packed = plain  # type: ignore[method-assign]
+        cell.intake.packed = plain  # type: ignore[method-assign]
         answer = ask(asker, "server", SECRET, secure=True)
         assert (answer.return_code, answer.payload) == (CellReturnCode.AUTHENTICATION_ERROR, None)
 

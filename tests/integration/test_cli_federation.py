@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_cli import Place
-from tests.support import until
+from tests.support import processes_with, until
 
 EXECUTOR = """
 from engine.job.executor import Executor
@@ -141,3 +142,51 @@ def test_aborting_the_task_of_a_job_that_has_none_is_refused_with_4(federation: 
     assert federation("abort", "job", "--task").code == 4
     assert federation("abort", "nobody", "--task").code == 5
     assert federation("abort", "job", "--task", "--lost").code == 2
+
+
+def test_ctrl_c_ends_a_server_and_its_job_on_the_sites(federation: Place) -> None:
+    server, url = serve(federation, "--args", '{"task": "wait"}', "--sites", "1")
+    federation.begin("up", "--site", "site-1", "--federation", "server", "--fabric-url", url)
+    until(lambda: (said := federation("show", "job-1", "--json")).code == 0 and said.json()["task"] == "wait", 40)
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=30)
+    assert server.returncode == 130
+    until(lambda: federation.show("job-1")["state"] in ("finished", "aborted"), 20)
+    assert "said that the run is over" in federation.ok("why", "job-1").out
+
+
+def test_ctrl_c_ends_a_server_that_waits_for_sites(federation: Place) -> None:
+    server, _ = serve(federation, "--sites", "9")
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=20)
+    assert server.returncode == 130
+
+
+def test_an_interrupted_demo_leaves_no_app_running(federation: Place) -> None:
+    demo = federation.begin("demo", "--sites", "2", "--rounds", "200", "-w", "shown")
+    place = federation.folder / "shown" / "site-1"
+    until(lambda: (place / "breast-cancer" / "metrics.jsonl").exists(), 60)
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    until(lambda: not processes_with(str(federation.folder / "shown")), 30, "something still runs")
+
+
+def test_two_sites_of_one_name_are_one_too_many_and_status_says_who_listens(federation: Place) -> None:
+    server, url = serve(federation, "--sites", "9")
+    federation.begin("up", "--site", "site-1", "--federation", "server", "--fabric-url", url)
+    until(federation.owner, 20)
+    until(lambda: federation.ok("status", "--json").json()["listens_as"] == "site-1", 20)
+    again = federation("up", "--site", "site-1", "-w", "twin", "--fabric-url", url, seconds=40)
+    assert again.code == 4, again
+    assert "ADDRESS_TAKEN" in again.err
+    assert "Traceback" not in again.err
+    assert federation.ok("status", "--json").json()["listens_as"] == "site-1"
+    assert server.poll() is None
+
+
+def test_a_server_in_a_sites_folder_is_refused(federation: Place) -> None:
+    federation.ok("deploy", "job", federation.app("app", "true"), "--site", "site-1")
+    said = federation("server", "-w", str(federation.root))
+    assert said.code == 2
+    assert "site-1" in said.err

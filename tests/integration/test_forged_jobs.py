@@ -397,3 +397,33 @@ def test_a_bell_of_the_other_kind_does_not_carry_out_work_as_what_it_is_not(site
     state = in_state(site.site.jobs, job, "deployed", "deploy_failed", seconds=20)
     assert state.state == "deployed"
     assert not (site.site.workspace.job(job) / "1").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"repeats_left": 1_000_000, "repeat_intervals": "[0]"}, {"retries_left": 1_000_000, "number_of_retries": 1}],
+    ids=["repeats", "retries"],
+)
+def test_a_registered_task_that_is_to_be_repeated_is_refused_and_does_not_come_again(site, cage, fields):
+    after = last_position(site.site.jobs.store)
+    job = raw(site, payload(TASK, None, ["deploy_x_1"], {}), **fields)
+    assert "repeated" in refused(site, after, job).body["why"]
+    until(lambda: site.site.bells.waiting() == 0)
+    assert not site.site.bells.client.exists(f"rq:job:{job}")
+    deploys(site, cage.parent / secrets.token_hex(4))
+
+
+def test_a_task_of_the_other_queue_is_refused(site, cage):
+    after = last_position(site.site.jobs.store)
+    job = raw(site, payload("workers.tasks.aux", None, ["aux:server"], {}))
+    assert "other queue" in refused(site, after, job).body["why"]
+
+
+def test_nobody_ends_the_workers_by_publishing_an_order(site, cage):
+    alive = workers(site)
+    client = site.site.bells.client
+    for key in client.smembers("rq:workers"):
+        name = key.decode().rpartition(":")[2]
+        assert client.publish(f"rq:pubsub:{name}", '{"command": "shutdown"}') == 0, "a worker listens for orders"
+    deploys(site, cage.parent / secrets.token_hex(4))
+    assert workers(site) == alive

@@ -326,6 +326,9 @@ def test_a_flag_that_is_a_number_is_a_flag_and_the_receiver_takes_the_message(
     site: ClientEngine, since: Since
 ) -> None:
     name = topic()
+    fabric = Fabric(site.site.servers.fabric_url)
+    fabric.client.delete("ff:{server}:up")  # nobody is there any more
+    fabric.close()
     server = FabricCell(site.site.servers.fabric_url, "server").start()
     server.register_request_cb(channel=AUX, topic="*", cb=lambda m: Message(payload=Shareable({"b": 2})))
     try:
