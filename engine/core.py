@@ -38,12 +38,16 @@ class Core:
 
     Args:
         site: opened.
+        rests: nobody here asks for what was seen a moment ago: events may come in bunches (``View``).
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, rests: bool = False) -> None:
         self.site = site
         self.outcomes = Outcomes()
-        self.view = View(site.jobs, site.follower_store(), also=self.outcomes.take)
+        self.view = View(
+            site.jobs, site.follower_store(), also=self.outcomes.take, busy=self.outcomes.busy if rests else None
+        )
+        self.outcomes.hurry = self.view.hurry
         self.observed = Observed(site.jobs)
         self.closed = False
         self._refusals: dict[str, deque[float]] = {}

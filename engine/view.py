@@ -22,6 +22,8 @@ from events.subjects import job_of
 
 log = logging.getLogger("flightlog.view")
 
+REST = 0.02  # seconds
+
 
 class View:
     """States of the jobs that are not at rest, and of those that were seen to change.
@@ -30,10 +32,21 @@ class View:
         jobs: for loading a state that was not seen from its start.
         store: with a connection of its own, for following.
         also: told of every batch of events that is seen.
+        busy: whether somebody waits for what ``also`` is told; where it is given, and nobody does, events are let
+            come in bunches. A job's process is one of many that follow, and each message is some events.
     """
 
-    def __init__(self, jobs: Jobs, store: Store, also: Callable[[Sequence[Event]], None] | None = None) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        store: Store,
+        also: Callable[[Sequence[Event]], None] | None = None,
+        busy: Callable[[], bool] | None = None,
+    ) -> None:
+        self._busy = busy
         self._also = also
+        self._waiting = 0
+        self._hurried = threading.Event()
         self._jobs = jobs
         self._store = store
         self._states: dict[str, tuple[JobState, int]] = {}
@@ -71,6 +84,10 @@ class View:
         with self._changed:
             return [(job, state) for job, (state, _) in self._states.items() if state.live]
 
+    def hurry(self) -> None:
+        """Somebody waits for what comes next: no rest now."""
+        self._hurried.set()
+
     def wait(self, job_id: str, version: int, done: Callable[[JobState], bool], timeout: float) -> JobState | None:
         """Wait until a job's state, at ``version`` or later, satisfies ``done``.
 
@@ -83,6 +100,16 @@ class View:
         Returns:
             The state, or None where the time was over first.
         """
+        with self._changed:
+            self._waiting += 1
+        self.hurry()
+        try:
+            return self._wait(job_id, version, done, timeout)
+        finally:
+            with self._changed:
+                self._waiting -= 1
+
+    def _wait(self, job_id: str, version: int, done: Callable[[JobState], bool], timeout: float) -> JobState | None:
         until = time.monotonic() + timeout
         look_at = time.monotonic() + 1.0
         if self.get(job_id) is None:
@@ -130,6 +157,15 @@ class View:
             if batch:
                 with self._changed:
                     self._changed.notify_all()
+                self._rest()
+
+    def _rest(self) -> None:
+        """Let more events come, where nobody waits for one."""
+        if self._busy is None:
+            return
+        self._hurried.clear()
+        if not self._waiting and not self._busy():
+            self._hurried.wait(REST)
 
     def _take(self, event: Event) -> None:
         job = job_of(event.subject)

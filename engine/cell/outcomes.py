@@ -49,13 +49,22 @@ class Outcomes:
     """Outcomes by message id."""
 
     def __init__(self) -> None:
+        #: Told when somebody begins to wait.
+        self.hurry: Callable[[], None] | None = None
         self._expected: dict[str, Expected] = {}
         self._lock = threading.Lock()
 
     def expect(self, message: str, fetch: Fetch | None = None) -> Expected:
         """From now on, wait for a message's outcome."""
         with self._lock:
-            return self._expected.setdefault(message, Expected(fetch))
+            expected = self._expected.setdefault(message, Expected(fetch))
+        if self.hurry is not None:
+            self.hurry()
+        return expected
+
+    def busy(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._expected)
 
     def forget(self, message: str) -> None:
         """Nobody waits any more."""

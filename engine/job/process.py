@@ -64,7 +64,7 @@ class JobProcess:
             return self.ends_with(ExitCode.CONFIG_ERROR)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_end)
-        self.core = Core(self.site)
+        self.core = Core(self.site, rests=True)
         self._await_record()
         job, server = self.grant.job, self.grant.server
         ring = ring_of(self.site.workspace)
