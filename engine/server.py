@@ -227,7 +227,13 @@ class Servers:
         """
         if not self._users.acquire(shared=True, timeout=START_PATIENCE):
             raise LogUnavailable("the site's servers are being stopped", "call again in a moment")
-        return self.ensure()
+        try:
+            return self.ensure()
+        except BaseException:
+            for server in self.embedded:
+                server.let_go()  # what did start goes on for whoever comes next
+            self._users.release()
+            raise
 
     def ensure(self) -> list[tuple[Role, int]]:
         """Start again what does not run; what had to be started."""
