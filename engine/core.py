@@ -14,6 +14,7 @@ from engine.cell.outcomes import Outcomes
 from engine.decide import Accepted, Command, Decision, Refused, Repeated, decide
 from engine.errors import EngineDown
 from engine.fold import JobState
+from engine.foreign import plain
 from engine.ids import new_call_id
 from engine.jobs import Recorded
 from engine.observed import Observed
@@ -30,7 +31,6 @@ from events.errors import FlightlogError, LogUnavailable
 log = logging.getLogger("flightlog.engine")
 
 REFUSALS_PER_SECOND = 10
-CUT = 500  # characters of foreign text that a refusal keeps
 
 
 class Core:
@@ -119,8 +119,8 @@ class Core:
         body = CallRefused(
             method=method,
             code=error.code,
-            message=_plain(error.what),
-            job=None if known or job_id is None else _plain(str(job_id)),
+            message=plain(error.what),
+            job=None if known or job_id is None else plain(str(job_id)),
             state=state.state.value if state is not None and known else None,
             revision=revision if known else None,
         )
@@ -186,8 +186,3 @@ class Core:
         self.closed = True
         self.observed.close()
         self.view.stop()
-
-
-def _plain(text: str) -> str:
-    """A foreign text as it can be stored: cut, and without what UTF-8 cannot say."""
-    return text[:CUT].encode("utf-8", "backslashreplace").decode()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from engine.orders import start_ticks
+from engine.orders import is_gone
 from engine.site import Site
-from engine.workspace import host_name
 from events.store import translated
 
 _TAKE = """
@@ -62,7 +61,6 @@ class Lease:
 
 def _is_dead(holder: str) -> bool:
     """Whether a holder, host:pid:start ticks, was a process of this host and is gone."""
-    parts = holder.rsplit(":", 2)
-    if len(parts) != 3 or parts[0] != host_name() or not (parts[1].isdigit() and parts[2].isdigit()):
-        return False
-    return start_ticks(int(parts[1])) != int(parts[2])
+    host, _, rest = holder.partition(":")
+    pid, _, ticks = rest.partition(":")
+    return pid.isdigit() and ticks.isdigit() and is_gone(host, int(pid), int(ticks))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import read_json, write_json
-from engine.workspace import Workspace
+from engine.workspace import Workspace, host_name
 
 
 def write_order(workspace: Workspace, job_id: str, *, through: str | None, before_ms: int, grace: float) -> None:
@@ -91,6 +91,13 @@ def start_ticks(pid: int) -> int | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_gone(host: object, pid: object, ticks: object) -> bool:
+    """Whether these name a process of this host that is gone; False for one of another host, or for no process."""
+    if host != host_name() or not isinstance(pid, int) or not isinstance(ticks, int):
+        return False
+    return start_ticks(pid) != ticks
 
 
 def boot_id() -> str:

@@ -66,3 +66,12 @@ def real_store(real_server: EmbeddedServer, request: pytest.FixtureRequest) -> I
         client.delete(name)
     yield store
     client.close()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where everything has to be shown (``FLIGHTLOG_NO_SKIPS``), a test that was skipped fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter is not None else 0
+    if skipped and os.environ.get("FLIGHTLOG_NO_SKIPS"):
+        reporter.write_line(f"{skipped} tests were skipped, and none may be here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

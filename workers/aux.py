@@ -5,28 +5,24 @@ It never waits for answers: the collector does.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
 
 from engine.cell.fabric import Fabric
 from engine.cell.lanes import MOST, Lanes, Step, Waiting, target_of
-from engine.cell.message import CellReturnCode
+from engine.cell.message import REFUSED, CellReturnCode
 from engine.faults import passing
 from engine.site import Site
 from events.append import Ops
 from events.bodies.base import Body
 from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxSent, SendStarted
+from events.errors import LogUnavailable
 from workers.closing import close_all
 
+RENEW_AFTER = 50  # sends one by one, until the lease on the lane is renewed
 SLICE = 0.003  # seconds of a wait during which other lanes are not looked at
-#: What the fabric says of a message that it does not take -> code and words of the outcome.
-REFUSALS = {
-    "LOST": ("PAYLOAD_LOST", "its payload is gone: the fabric server has lost it, or it waited too long"),
-    "FULL": (CellReturnCode.SERVICE_UNAVAILABLE, "the receiver's inbox is full"),
-    "DOWN": (CellReturnCode.TARGET_UNREACHABLE, "the receiver is not there now"),
-    "UNKNOWN": (CellReturnCode.INVALID_TARGET, "no cell has ever had this address"),
-}
 
 
 def drain(site: Site, lane: str) -> None:
@@ -53,6 +49,15 @@ class Drain:
 
     def run(self) -> None:
         """Until the turn is over, the lane is empty, or it is another's."""
+        try:
+            self._run()
+        except LogUnavailable:
+            # Not a stall: the lane is free for the next, who finds what was begun.
+            with contextlib.suppress(LogUnavailable):
+                self._step("HAND")
+            raise
+
+    def _run(self) -> None:
         turn_ends = time.monotonic() + self.site.settings.lane_turn
         step = self._step()
         while step.word == "OK":
@@ -121,8 +126,10 @@ class Drain:
         ends its worker takes no other with it.
         """
         once = self.fabric.deduplicates(self.target)
-        through = []
-        for waiting in step.flying:
+        through: list[str] = []
+        for number, waiting in enumerate(step.flying, 1):
+            if number % RENEW_AFTER == 0 and self._step(through=through).word != "OK":
+                return through  # another has the lane by now
             outcome: Body | None = None
             if waiting.deadline is None:
                 through.append(waiting.id)
@@ -139,7 +146,7 @@ class Drain:
                 (word,) = self.fabric.deliver(self.target, [waiting.id], self.site.settings.inbox_max)
                 passing("send-delivered")
                 if word != "OK":
-                    outcome = _unknown(waiting, f"its worker died, and then {REFUSALS[word][1]}")
+                    outcome = _unknown(waiting, f"its worker died, and then {REFUSED[word][1]}")
                 elif not waiting.reply:
                     outcome = AuxSent(id=waiting.id)
             if outcome is not None:
@@ -158,7 +165,7 @@ def _outcomes(ids: Sequence[str], words: Sequence[str], replies: dict[str, bool]
     found: list[Body] = []
     for message, word in zip(ids, words, strict=True):
         if word != "OK":
-            code, why = REFUSALS[word]
+            code, why = REFUSED[word]
             found.append(AuxFailed(id=message, code=code, why=why))
         elif not replies[message]:
             found.append(AuxSent(id=message))

@@ -9,16 +9,16 @@ import logging
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, cast
 
 from engine.cell.digests import Digests
 from engine.cell.fabric import Fabric, answers_of
 from engine.cell.lanes import Lanes
-from engine.cell.message import CellReturnCode
+from engine.cell.message import CODE, CellReturnCode
 from engine.cell.wire import key_digest
 from engine.faults import passing
+from engine.foreign import plain
 from engine.leases import Lease
 from engine.site import Site
 from events.bodies.base import Body
@@ -35,7 +35,6 @@ LOOK_MS = 100
 REFUSALS_A_SWEEP = 10
 REMEMBERED = 10_000  # answers that were taken in lately
 CUT = 200  # characters of foreign text that are kept
-_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SIZE = re.compile(r"[0-9]{1,15}")
 
 
@@ -53,7 +52,7 @@ class Collector:
         self.digests = Digests(site.workspace.flight)
         self.key = answers_of(site.name)
         self._lease = Lease(site, "collector", 3.0)
-        self._dropped: Counter[str] = Counter()
+        self._dropped = 0
         self._last_dropped = ""
         self._taken: dict[str, None] = {}
         self._refused = 0
@@ -133,7 +132,7 @@ class Collector:
 
     def _drop(self, message: str) -> None:
         """An answer that nobody waits for: dropped, and counted."""
-        self._dropped["late"] += 1
+        self._dropped += 1
         self._last_dropped = message[:CUT]
 
     def _refuse(self, message: str, fields: dict[str, str], why: str) -> None:
@@ -142,7 +141,9 @@ class Collector:
         if self._refused > REFUSALS_A_SWEEP:
             self._drop(message)
             return
-        body = MessageRefused(id=_plain(message), code="FORGED_ANSWER", why=why, sender=_plain(fields.get("f", "?")))
+        body = MessageRefused(
+            id=plain(message, CUT), code="FORGED_ANSWER", why=why, sender=plain(fields.get("f", "?"), CUT)
+        )
         self.site.jobs.note(self.site.system_call(f"refused:{message[:64]}", role="collector"), [body])
 
     # -- what is overdue -----------------------------------------------------------------------------
@@ -150,10 +151,10 @@ class Collector:
     def _sweep(self) -> None:
         self._overdue()
         self._refused = 0
-        if count := self._dropped.total():
-            self._dropped.clear()
-            dropped = RepliesDropped(count=count, last=_plain(self._last_dropped))
+        if self._dropped:
+            dropped = RepliesDropped(count=self._dropped, last=plain(self._last_dropped, CUT))
             self.site.jobs.note(self.site.system_call("dropped", role="collector"), [dropped])
+            self._dropped = 0
         now = self.site.jobs.store.now_ms()
         for lane in self.lanes.names():
             worker = self.lanes.lonely(lane, now)
@@ -199,7 +200,7 @@ def _objection(fields: dict[str, str], work: dict[str, str]) -> str | None:
         return "it comes from another address than the request went to"
     if key_digest(fields.get("k", "")) != work["reply_key"]:
         return "it does not show what only a reader of the request can know"
-    if not _CODE.fullmatch(fields.get("c", "")) or not _SIZE.fullmatch(fields.get("s", "")):
+    if not CODE.fullmatch(fields.get("c", "")) or not _SIZE.fullmatch(fields.get("s", "")):
         return "it cannot be read"
     if not re.fullmatch(r"[0-9a-f]{64}", fields.get("d", "")):
         return "it has no digest"
@@ -208,7 +209,3 @@ def _objection(fields: dict[str, str], work: dict[str, str]) -> str | None:
 
 def _text(fields: dict[bytes, bytes]) -> dict[str, Any]:
     return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
-
-
-def _plain(text: str) -> str:
-    return text[:CUT].encode("utf-8", "backslashreplace").decode()

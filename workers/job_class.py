@@ -19,6 +19,7 @@ from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 
+from engine.foreign import plain
 from engine.ring import LANE_TASK
 from events.bodies.site import TaskRefused
 from workers.here import queue, site
@@ -81,7 +82,7 @@ class RegisteredJob(Job):
         here = site()
         here.jobs.note(
             here.system_call(f"refused:{self.id[:CUT]}", role="worker"),
-            [TaskRefused(queue=queue().name, job=self.id[:CUT], why=_plain(why))],
+            [TaskRefused(queue=queue().name, job=self.id[:CUT], why=plain(why))],
         )
         self.connection.delete(self.key)
         self.connection.lrem(IntermediateQueue.get_intermediate_queue_key(queue().key), 0, self.id)
@@ -129,7 +130,3 @@ def _is_text(value: bytes | str) -> bool:
         return isinstance(value, str) or bool(value.decode("utf-8"))
     except UnicodeDecodeError:
         return False
-
-
-def _plain(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

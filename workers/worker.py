@@ -46,6 +46,7 @@ class _Noticed(BaseWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Say that we are there; after the fabric has lost its memory, who we are too."""
         if pipeline is None and not self.connection.hexists(self.key, "queues"):
+            self.connection.delete(self.key)  # a state or a time may have been written there since
             self.register_birth()  # type: ignore[no-untyped-call]
         super().heartbeat(timeout, pipeline)
 

@@ -18,12 +18,12 @@ from typing import Any
 from engine.cell.fabric import UP_MS, Fabric, answers_of, inbox_of
 from engine.cell.intake import Intake, Journal
 from engine.cell.keys import KeyRing
-from engine.cell.message import CellReturnCode, Message, failed
+from engine.cell.message import REFUSED, CellReturnCode, Message, cell_code, failed
 from engine.cell.protocol import RequestHandler, check_fqcn, check_name
 from engine.cell.wire import Envelope, envelope_of, new_key, pack, unpack, until_of
 from engine.errors import AddressTaken, ArgumentTypeInvalid, KeyUnknown, SealBroken
 from engine.ids import new_call_id
-from engine.orders import start_ticks
+from engine.orders import is_gone, start_ticks
 from engine.workspace import host_name
 from events.errors import FlightlogError, LogUnavailable
 
@@ -32,13 +32,6 @@ log = logging.getLogger("flightlog.cell")
 HANDLERS = 32  # requests that are handled at the same time
 LOOK_MS = 200
 FORGET_AFTER = 60.0  # seconds for a message that expects no answer
-#: What the fabric says of a message that it does not take.
-WORDS = {
-    "LOST": CellReturnCode.COMM_ERROR,
-    "FULL": CellReturnCode.SERVICE_UNAVAILABLE,
-    "DOWN": CellReturnCode.TARGET_UNREACHABLE,
-    "UNKNOWN": CellReturnCode.INVALID_TARGET,
-}
 
 
 class FabricCell:
@@ -109,7 +102,6 @@ class FabricCell:
                 thread.join(2)
         try:
             self.fabric.withdraw(self._fqcn, self._token)
-            self.fabric.client.delete(answers_of(self._fqcn, self._token))
         except LogUnavailable as error:
             log.debug("the fabric is away: %s", error)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -262,7 +254,8 @@ class FabricCell:
             return failed(CellReturnCode.COMM_ERROR, error.what)
         if word != "OK":
             self._forget(envelope.id)
-            return failed(WORDS[word], f"{envelope.target}: {word.lower()}")
+            code, why = REFUSED[word]
+            return failed(cell_code(code), f"{envelope.target}: {why}")
         if not envelope.reply:
             self._forget(envelope.id)
         return wait
@@ -295,7 +288,7 @@ class FabricCell:
         until = time.monotonic() + UP_MS / 1000 + 1
         while not self.fabric.renew(self._fqcn, self._token, self._about()):
             about = self.fabric.about(self._fqcn)
-            if _is_dead(about):
+            if is_gone(about.get("host"), about.get("pid"), about.get("ticks")):
                 self.fabric.announce(self._fqcn, self._token, self._about())
                 return
             if time.monotonic() > until:
@@ -427,11 +420,3 @@ def open_answer(frame: bytes | None, request: Envelope, ring: KeyRing | None) ->
         return failed(CellReturnCode.AUTHENTICATION_ERROR, f"{error.code}: {error.what}")
     except FlightlogError as error:
         return failed(CellReturnCode.COMM_ERROR, f"{error.code}: {error.what}")
-
-
-def _is_dead(about: Mapping[str, Any]) -> bool:
-    """Whether the last cell of an address was a process of this host, and is gone."""
-    pid, ticks = about.get("pid"), about.get("ticks")
-    if about.get("host") != host_name() or not isinstance(pid, int) or not isinstance(ticks, int):
-        return False
-    return start_ticks(pid) != ticks

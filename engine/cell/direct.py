@@ -11,7 +11,7 @@ from engine.actors import current_call_id
 from engine.cell.digests import Digests
 from engine.cell.message import CellReturnCode
 from engine.cell.outgoing import Outgoing, Sent, message_id
-from engine.cell.protocol import Cell
+from engine.cell.protocol import Cell, root_of
 from engine.core import Core
 from engine.jobs import Note
 from engine.shareable import Shareable
@@ -59,13 +59,14 @@ class DirectSender:
             reply_key="",
             secure=out.secure,
             optional=out.optional,
+            inside=root_of(out.target) == self.core.site.name,
             transport="cell",
             # The collector judges only once the cell has had its time, and a little more to say so.
             deadline=(out.timeout if out.reply else self.core.site.settings.forget_deadline) + LATER,
             attempts=1,
         )
         noted = jobs.note(call, [requested], out.job)
-        if noted.repeated:
+        if noted.repeated and current_call_id() is not None:  # else: our own append, sent twice over a broken line
             gone = Sent(
                 requested.id, CellReturnCode.COMM_ERROR, "this call came before; its outcome is on the record"
             )

@@ -8,6 +8,7 @@ that was ever there. Nothing of it is durable: the record says what was meant, a
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -84,14 +85,18 @@ class Fabric:
         self._commands(("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS))
 
     def put_each(self, payloads: Sequence[tuple[str, bytes, float]]) -> None:
-        """Keep several, as ``put`` does, in one round trip."""
-        self._each(
+        """Keep several, as ``put`` does, in one round trip; raises ``LogUnavailable`` where one is refused."""
+        answers = self._each(
             [("SET", f"ff:{name}", frame, "PX", int(life * 1000) + MARGIN_MS) for name, frame, life in payloads]
         )
+        for answer in answers:
+            if isinstance(answer, LogUnavailable):
+                raise answer
 
     def fetch_each(self, names: Sequence[str]) -> list[bytes | None]:
-        """Take several away, in one round trip; None for those that are gone."""
-        return cast("list[bytes | None]", self._each([("GETDEL", f"ff:{name}") for name in names]))
+        """Take several away, in one round trip; None for those that are gone, or are none."""
+        answers = self._each([("GETDEL", f"ff:{name}") for name in names])
+        return [answer if isinstance(answer, bytes) else None for answer in answers]
 
     def look(self, name: str) -> bytes | None:
         """Bytes that stay where they are; None where they are gone."""
@@ -102,13 +107,13 @@ class Fabric:
         return cast("bytes | None", self._commands(("GETDEL", f"ff:{name}")))
 
     def _each(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Answers of several commands in one round trip: one that is refused is an error among them, and no other."""
         with reachable():
-            if len(commands) == 1:
-                return [self.client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
             pipe = self.client.pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
+        return [_refused(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     def drop(self, names: Sequence[str]) -> None:
         """Remove payloads."""
@@ -128,7 +133,7 @@ class Fabric:
 
     def accept(self, fqcn: str, entries: Sequence[tuple[bytes, bytes]]) -> list[bytes | None]:
         """Take messages out of our inbox: (entry, message id) -> payload, or None where it is gone or was taken."""
-        args: list[Any] = [f"ff:{{{fqcn}}}:seen:"]
+        args: list[Any] = [f"ff:{{{fqcn}}}:seen:", secrets.token_hex(8)]
         for entry in entries:
             args += entry
         with reachable():
@@ -194,10 +199,10 @@ class Fabric:
         return value.decode() if value else None
 
     def withdraw(self, fqcn: str, token: str) -> None:
-        """Say that a cell is gone."""
-        if self.holder(fqcn) == token:
-            with reachable():
-                self.client.delete(up_of(fqcn))
+        """Say that a cell is gone, with what was kept for it alone."""
+        ours = self.holder(fqcn) == token
+        with reachable():
+            self.client.delete(answers_of(fqcn, token), *([up_of(fqcn)] if ours else []))
 
     def deduplicates(self, fqcn: str) -> bool:
         """Whether the cell at an address takes a message once, however often it is delivered."""
@@ -214,12 +219,16 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except redis.ResponseError as error:
-        raise LogUnavailable(
-            f"the fabric server refuses ({str(error)[:200]})",
-            "flightlog doctor; it may be at its maxmemory, or somebody else writes to it",
-        ) from error
+        raise _refused(error) from error
     except redis.RedisError as error:
         raise LogUnavailable(
             f"the fabric server does not answer ({str(error)[:200] or type(error).__name__})",
             "flightlog up starts an embedded one; with fabric_url set, start that server",
         ) from error
+
+
+def _refused(error: Exception) -> LogUnavailable:
+    return LogUnavailable(
+        f"the fabric server refuses ({str(error)[:200]})",
+        "flightlog doctor; it may be at its maxmemory, or somebody else writes to it",
+    )

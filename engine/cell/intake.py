@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import Protocol
 
 from engine.cell.fabric import Fabric, answers_of
 from engine.cell.keys import KeyRing
-from engine.cell.message import CellReturnCode, Message, failed
+from engine.cell.message import CODE, CellReturnCode, Message, failed
 from engine.cell.protocol import RequestHandler, check_fqcn, root_of
 from engine.cell.wire import Envelope, envelope_of, pack, unpack
 from engine.errors import ArgumentInvalid, KeyUnknown, PayloadInvalid, SealBroken
@@ -19,8 +18,6 @@ log = logging.getLogger("flightlog.cell")
 
 SKEW_MS = 60_000  # by how much clocks of two hosts may differ; accept.lua remembers for longer than that
 ANSWER_LIFE = 30.0  # seconds that an answer waits to be read, beside fabric.MARGIN_MS
-#: What a return code may look like: a handler of an app gives its own.
-_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Journal(Protocol):
@@ -152,7 +149,7 @@ class Intake:
                 topic=envelope.topic,
                 until=envelope.until,
                 key=envelope.key,
-                code=code if _CODE.fullmatch(code) else CellReturnCode.PROCESS_EXCEPTION,
+                code=code if CODE.fullmatch(code) else CellReturnCode.PROCESS_EXCEPTION,
                 sealed=seal,
             )
             return pack(answer, message, self.ring)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import secrets
+from dataclasses import replace
 from typing import Literal
 
 from engine.actors import acting_as
@@ -10,13 +12,12 @@ from engine.cell.digests import Digests
 from engine.cell.protocol import root_of
 from engine.cell.wire import Envelope
 from engine.core import Core
+from engine.foreign import plain
 from events.bodies.messages import AddressChanged, AuxHandled, AuxReceived, MessageRefused
 from events.envelope import Actor, Call
-from events.errors import FlightlogError
+from events.errors import CallIdReused, FlightlogError
 
 log = logging.getLogger("flightlog.cell")
-
-CUT = 500  # characters of foreign text that are kept
 
 
 def actor_of(envelope: Envelope) -> Actor:
@@ -54,25 +55,31 @@ class RecordJournal:
             FlightlogError: it cannot be recorded, so it is not to be handled.
         """
         body = AuxReceived(
-            id=_plain(envelope.id[:64]),
-            channel=_plain(envelope.channel),
-            topic=_plain(envelope.topic),
-            sender=_plain(envelope.sender),
+            id=plain(envelope.id[:64]),
+            channel=plain(envelope.channel),
+            topic=plain(envelope.topic),
+            sender=plain(envelope.sender),
             size=envelope.size,
             digest=self._digests.of(envelope.sha256),
             secure=envelope.sealed,
             reply=envelope.reply,
             inside=root_of(envelope.sender) == self._core.site.name,
         )
-        return not self._core.site.jobs.note(self._call(envelope, "received"), [body], self._job).repeated
+        # With an argument that no other take has: an append that is sent twice over a broken line is the same one.
+        call = replace(self._call(envelope, "received"), arguments=secrets.token_hex(8))
+        try:
+            self._core.site.jobs.note(call, [body], self._job)
+        except CallIdReused:
+            return False
+        return True
 
     def handled(self, envelope: Envelope, answer: Envelope, ms: int) -> None:
         """It was handled, and its answer is about to leave."""
         body = AuxHandled(
-            id=_plain(envelope.id[:64]),
-            channel=_plain(envelope.channel),
-            topic=_plain(envelope.topic),
-            target=_plain(envelope.sender),
+            id=plain(envelope.id[:64]),
+            channel=plain(envelope.channel),
+            topic=plain(envelope.topic),
+            target=plain(envelope.sender),
             code=answer.code,
             size=answer.size,
             digest=self._digests.of(answer.sha256),
@@ -84,9 +91,9 @@ class RecordJournal:
 
     def refused(self, envelope: Envelope | None, code: str, why: str) -> None:
         """It was not taken. A flood of such is folded into counts."""
-        sender = _plain(envelope.sender) if envelope is not None else "?"
+        sender = plain(envelope.sender) if envelope is not None else "?"
         body = MessageRefused(
-            id=_plain(envelope.id[:64]) if envelope is not None else "?", code=code, why=_plain(why), sender=sender
+            id=plain(envelope.id[:64]) if envelope is not None else "?", code=code, why=plain(why), sender=sender
         )
         actor = Actor(id=sender[:200] or "?", kind="service", via="cell")
         with acting_as(actor):
@@ -109,9 +116,5 @@ class RecordJournal:
 
     def _call(self, envelope: Envelope, step: str) -> Call:
         return Call(
-            call_id=f"in:{_plain(envelope.id[:64])}:{_plain(envelope.target)}", actor=actor_of(envelope), step=step
+            call_id=f"in:{plain(envelope.id[:64])}:{plain(envelope.target)}", actor=actor_of(envelope), step=step
         )
-
-
-def _plain(text: str) -> str:
-    return text[:CUT].encode("utf-8", "backslashreplace").decode()

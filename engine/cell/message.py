@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
@@ -34,6 +35,23 @@ class CellReturnCode(StrEnum):
     SERVICE_UNAVAILABLE = "service_unavailable"
     INVALID_SESSION = "invalid_session"
     ABORT_RUN = "abort_run"
+
+
+#: What a return code may look like: a handler of an app gives its own.
+CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+#: What the fabric says of a message that it does not take -> return code, and words for it.
+REFUSED: dict[str, tuple[str, str]] = {
+    "LOST": ("PAYLOAD_LOST", "its payload is gone: the fabric server has lost it, or it waited too long"),
+    "FULL": (CellReturnCode.SERVICE_UNAVAILABLE, "the receiver's inbox is full"),
+    "DOWN": (CellReturnCode.TARGET_UNREACHABLE, "the receiver is not there now"),
+    "UNKNOWN": (CellReturnCode.INVALID_TARGET, "no cell has ever had this address"),
+}
+
+
+def cell_code(code: str) -> str:
+    """A recorded code as a cell says it: what is none of its own is COMM_ERROR."""
+    return code if code in set(CellReturnCode) else CellReturnCode.COMM_ERROR
 
 
 class MessageHeaderKey:

@@ -17,7 +17,7 @@ from engine.cell.cell import open_answer
 from engine.cell.digests import Digests
 from engine.cell.fabric import Fabric
 from engine.cell.keys import KeyRing
-from engine.cell.message import CellReturnCode, Message
+from engine.cell.message import CellReturnCode, Message, cell_code
 from engine.cell.outcomes import find_outcome
 from engine.cell.outgoing import Outgoing, Sent, message_id
 from engine.cell.protocol import root_of
@@ -151,7 +151,7 @@ class Sender:
             time.sleep(0.05)
         body = outcome.body
         if outcome.type != "AuxReplied":
-            return Sent(envelope.id, _cell_code(body.get("code", CellReturnCode.COMM_ERROR)), body.get("why", ""))
+            return Sent(envelope.id, cell_code(body.get("code", CellReturnCode.COMM_ERROR)), body.get("why", ""))
         frame = self.fabric.look(f"{envelope.id}:r")
         (intent,) = at(store, [position])
         try:
@@ -170,6 +170,7 @@ class Sender:
         try:
             try:
                 jobs.note_all(call.at("overdue", cause=position), [Note(failed, job or "", position)])
+                self.fabric.drop([envelope.id])  # a payload goes with its outcome
             except WorkRefused:
                 log.debug("%s has another outcome", envelope.id)
             return find_outcome(jobs.store, envelope.id, position)
@@ -185,7 +186,7 @@ class Sender:
         body = outcome.body
         if outcome.type != "AuxReplied":
             code = body.get("code", CellReturnCode.COMM_ERROR)
-            sent = Sent(envelope.id, _cell_code(code), body.get("why", ""))
+            sent = Sent(envelope.id, cell_code(code), body.get("why", ""))
         else:
             sent = self._answer(call, envelope, body, frame, out.job)
         if not sent.ok:
@@ -216,7 +217,3 @@ class Sender:
     def close(self) -> None:
         """Let go of the fabric."""
         self.fabric.close()
-
-
-def _cell_code(code: str) -> str:
-    return code if code in set(CellReturnCode) else CellReturnCode.COMM_ERROR

@@ -86,8 +86,16 @@ class FederationServer:
         self.cell.register_request_cb(CellChannel.AUX_COMMUNICATION, "*", self._aux_message)
 
     def start(self) -> Self:
-        """Be there."""
-        self.cell.start()
+        """Be there.
+
+        Raises:
+            AddressTaken: another server of this name lives.
+        """
+        try:
+            self.cell.start()
+        except BaseException:
+            self.stop()  # with the fabric that we may have started
+            raise
         self._watch.start()
         return self
 

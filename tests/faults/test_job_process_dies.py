@@ -130,7 +130,6 @@ def test_L5_a_job_in_a_task_outlives_engine_and_workers_and_its_result_arrives(r
             assign(server, 4, 0.7)
         rig.kill_up()
         until(lambda: rig.pool_gone(), 20)
-        time.sleep(0.5)
         rig.start()
         until(lambda: results, 30)
         assert results[0].payload["sent"] == 4

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from engine.cell.fabric import Fabric
 from engine.cell.lanes import Lanes
 from engine.client_engine import ClientEngine
 from engine.jobs import Jobs
+from engine.leases import Lease
+from engine.orders import start_ticks
 from engine.shareable import Shareable
+from engine.workspace import host_name
 from events.append import WorkRefused
+from events.errors import LogUnavailable
 from events.store import Store, connect
 from tests.faults.peer import each_has_one_outcome, peer
 from tests.histories import body
@@ -152,6 +158,57 @@ def test_L2_outboxes_that_are_deleted_are_rebuilt_and_everything_is_sent_once(
         until(lambda: Drain(bare.site, LANE).run() or len(server.handled) == 21, 10)
         each_has_one_outcome(store)
         assert set(server.handled.values()) == {1}
+
+
+def test_a_drain_that_finds_the_fabric_away_leaves_its_lane_to_the_next(bare: ClientEngine) -> None:
+    with peer(bare.site.servers.fabric_url) as server:
+        bare.aux_runner.send("topic", _request(), 0, bare.new_context())
+        failing = Drain(bare.site, LANE)
+        failing.fabric = Fabric("unix:///nowhere")
+        with pytest.raises(LogUnavailable):
+            failing.run()
+        # It was free at once: nobody has to wait for a lease, or to be ended over it.
+        assert Lanes(bare.site.jobs.store).lonely(LANE, bare.site.jobs.store.now_ms()) == ""
+        until(lambda: Drain(bare.site, LANE).run() or server.handled, 5)
+        assert set(server.handled.values()) == {1}
+
+
+def test_L4_a_drain_that_repeats_many_sends_keeps_its_lane_while_it_does(
+    bare: ClientEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.aux.RENEW_AFTER", 5)
+    with peer(bare.site.servers.fabric_url) as server:
+        for _ in range(40):
+            bare.aux_runner.send("topic", _request(), 0, bare.new_context())
+        died = Drain(bare.site, LANE)
+        died._begin([waiting.id for waiting in died._step().ids], 40, [])
+        until(lambda: Lanes(bare.site.jobs.store).lonely(LANE, bare.site.jobs.store.now_ms()) is not None, 5)
+        slow = Drain(bare.site, LANE)
+        deliver = slow.fabric.deliver
+
+        class Slow(Fabric):
+            def deliver(self, target: str, ids: Sequence[str], inbox_max: int) -> list[str]:
+                time.sleep(0.02)  # 40 of these are longer than the lease, and five are not
+                return deliver(target, ids, inbox_max)
+
+        slow.fabric = Slow(bare.site.servers.fabric_url)
+        thread = threading.Thread(target=slow.run)
+        thread.start()
+        while thread.is_alive():
+            held = Lanes(bare.site.jobs.store).lonely(LANE, bare.site.jobs.store.now_ms())
+            assert held is None or not thread.is_alive(), "the lane was lost in the middle"
+        thread.join()
+        until(lambda: len(server.handled) == 40, 5)
+        assert set(server.handled.values()) == {1}
+
+
+def test_a_lease_of_a_process_that_is_dead_is_taken_at_once_and_of_one_that_lives_is_not(bare: ClientEngine) -> None:
+    site = bare.site
+    key = site.jobs.store.keys.lease("role")
+    site.jobs.store.client.set(key, f"{host_name()}:{2**22 - 1}:1", px=60_000)
+    assert Lease(site, "role", 3.0).hold()
+    site.jobs.store.client.set(key, f"{host_name()}:1:{start_ticks(1)}", px=60_000)
+    assert not Lease(site, "role", 3.0).hold()
 
 
 def _request() -> Shareable:

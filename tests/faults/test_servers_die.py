@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 from events.store import connect
 from tests.faults.rig import Rig, counting_app, one, runs_of, types
@@ -109,13 +111,25 @@ def test_L2_all_that_derives_from_the_log_is_deleted(rig: Rig, tmp_path: Path, w
 
 
 def wipe(rig: Rig) -> None:
-    """Delete every projection, counter, dedupe key and RQ key."""
-    record = connect(rig.server("record").url)
+    """Delete every projection, counter, dedupe key and RQ key; waits for a server that is on its way back."""
+    record, fabric = _back(rig, "record"), _back(rig, "fabric")
     for name in list(record.scan_iter(match="*", count=1000)):
         if not name.endswith(":log"):
             record.delete(name)
     record.close()
-    fabric = connect(rig.server("fabric").url)
     for name in list(fabric.scan_iter(match="*", count=1000)):
         fabric.delete(name)
     fabric.close()
+
+
+def _back(rig: Rig, role: str) -> Redis:
+    server = connect(rig.server(role).url)
+
+    def answers() -> bool:
+        try:
+            return bool(server.ping())
+        except RedisError:
+            return False
+
+    until(answers, 20, f"the {role} does not come back: {rig.said()}")
+    return server

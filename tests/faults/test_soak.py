@@ -123,10 +123,7 @@ def _kill_at_a_place(rig: Rig, chance: random.Random) -> None:
 
 
 def _wipe(rig: Rig, chance: random.Random) -> None:
-    try:
-        wipe(rig)
-    except OSError:
-        return
+    wipe(rig)
 
 
 KILLS: tuple[Callable[[Rig, random.Random], None], ...] = (

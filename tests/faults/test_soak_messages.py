@@ -84,10 +84,7 @@ def _at_a_place(rig: Rig, chance: random.Random) -> None:
 
 
 def _wipe(rig: Rig, chance: random.Random) -> None:
-    try:
-        wipe(rig)
-    except OSError:
-        return
+    wipe(rig)
 
 
 def _command(pid: int) -> str:

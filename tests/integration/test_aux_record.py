@@ -100,3 +100,22 @@ def test_a_flood_of_forged_messages_is_counted_and_does_not_flood_the_record(
 
     until(lambda: counted() == 200, 10)
     assert len(since.of("MessageRefused")) <= 60
+
+
+def test_a_receipt_that_is_recorded_twice_over_a_broken_line_is_handled_all_the_same(
+    shared: ClientEngine, since: Since, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first append's answer is lost, and the client sends it again: that is no second message."""
+    name, seen = topic(), []
+    shared.register_aux_message_handler(name, lambda topic, request, fl_ctx: (seen.append(1), Shareable())[1])
+    log = shared.site.jobs.log
+    append = log.append
+
+    def twice(*args: Any, **options: Any) -> Any:
+        append(*args, **options)
+        return append(*args, **options)
+
+    monkeypatch.setattr(log, "append", twice)
+    plant(shared, asked(), topic=name)
+    until(lambda: since.of("AuxHandled"), 5)
+    assert len(seen) == len(since.of("AuxReceived")) == 1

@@ -315,3 +315,39 @@ def test_L1_with_the_record_away_a_message_is_not_handled_and_its_sender_is_told
         assert answer.return_code == CellReturnCode.SERVICE_UNAVAILABLE, "nobody said so: the asker waits in vain"
         journal.away = False
         assert ask(asker, "server").return_code == CellReturnCode.OK
+
+
+def test_a_key_of_another_type_under_an_id_does_not_stop_the_inbox(fabric: Fabric, server: FabricCell) -> None:
+    for name in ("planted", "remembered"):
+        fabric.client.hset(f"ff:{name}", "a", "b")
+        fabric.client.pexpire(f"ff:{name}", 30_000)
+        fabric.client.xadd(inbox_of("server"), {"i": name})
+    fabric.client.hset("ff:{server}:seen:remembered", "a", "b")
+    settled(fabric, server)
+    assert heard(server) == []
+
+
+def test_an_answer_beside_which_something_else_is_planted_is_not_lost_with_it(fabric: Fabric) -> None:
+    fabric.put("good:r", b"an answer", 5)
+    fabric.client.hset("ff:bad:r", "a", "b")
+    assert fabric.fetch_each(["bad:r", "good:r", "gone:r"]) == [None, b"an answer", None]
+    with pytest.raises(LogUnavailable, match="refuses"):
+        fabric.fetch("bad:r")
+
+
+def test_L4_a_message_that_is_taken_twice_in_one_go_is_handed_out_once(fabric: Fabric) -> None:
+    fabric.put("twice", b"a frame", 5)
+    entries = [(fabric.client.xadd(inbox_of("server"), {"i": "twice"}), b"twice") for _ in range(3)]
+    assert fabric.accept("server", entries) == [b"a frame", None, None]
+
+
+def test_a_take_that_is_told_twice_over_a_broken_line_is_answered_the_same(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fabric.put("once", b"a frame", 5)
+    entry = fabric.client.xadd(inbox_of("server"), {"i": "once"})
+    monkeypatch.setattr("engine.cell.fabric.secrets.token_hex", lambda size: "the same call")
+    assert fabric.accept("server", [(entry, b"once")]) == [b"a frame"]
+    assert fabric.accept("server", [(entry, b"once")]) == [b"a frame"]
+    monkeypatch.undo()
+    assert fabric.accept("server", [(entry, b"once")]) == [None]

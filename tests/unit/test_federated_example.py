@@ -22,8 +22,6 @@ from engine.constants import ReturnCode
 from engine.context import FLContext, FLContextManager
 from engine.shareable import Shareable, make_reply
 
-pytest.importorskip("sklearn")
-
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "federated_breast_cancer"
 SERVER_SIDE = ("fedavg", "baselines", "report")
 APP_SIDE = ("data", "model", "trainer")
