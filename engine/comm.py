@@ -124,6 +124,8 @@ class Comm:
         self._core.guarded(call, method, job_id, lambda: _checked(job_id, channel, topic, message, timeout))
         state = self.state_of(job_id)
         if not state.live:
+            state = self.latest(job_id)  # nobody is refused for what was not seen yet
+        if not state.live:
             error = NotLive(
                 f"{job_id} is {state.state.value}: it has no process to ask",
                 "flightlog list shows the jobs that have",
@@ -161,6 +163,10 @@ class Comm:
     def state_of(self, job_id: str) -> JobState:
         """A job's state, as last seen; looked up where nothing was seen of it."""
         return self._core.view.get(job_id) or self._core.site.jobs.load(job_id).state
+
+    def latest(self, job_id: str) -> JobState:
+        """A job's state with everything that is on the record by now; as last seen where the record is away."""
+        return self._core.view.latest(job_id) or JobState()
 
 
 def _checked(job_id: object, channel: object, topic: object, message: object, timeout: object) -> None:

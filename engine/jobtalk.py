@@ -67,7 +67,7 @@ class JobTalk:
         method = "abort_task"
         call = self._core.call(method, job_id)
         self._core.guarded(call, method, job_id, lambda: check_job_id(job_id))
-        state = self._comm.state_of(job_id)
+        state = self._comm.latest(job_id)
         if state and not state.live and state.client_status == ClientStatus.NOT_STARTED.text:
             return "Client app has not started."
         if state.client_status == ClientStatus.STARTING.text:

@@ -79,6 +79,11 @@ class View:
             known = self._states.get(job_id)
             return known[0] if known else None
 
+    def latest(self, job_id: str) -> JobState | None:
+        """A job's state as the record has it now, for a decision; as last seen where the record is away."""
+        self._look(job_id)
+        return self.get(job_id)
+
     def live(self) -> list[tuple[str, JobState]]:
         """Jobs with an app that is being launched, runs, or is about to end."""
         with self._changed:

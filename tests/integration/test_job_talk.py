@@ -142,6 +142,18 @@ def test_an_app_with_a_command_and_no_cell_cannot_be_told_and_nobody_says_it_was
     shared.abort_app(job)
 
 
+def test_a_job_that_said_it_runs_is_told_though_its_engine_has_not_seen_it_yet(
+    shared: ClientEngine, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cell_of(shared, job):
+        brought_to(shared, job, "starting", tmp_path)
+        monkeypatch.setattr(shared._core.view, "_take", lambda event: None)
+        shared.notify_job_status(job, ClientStatus.STARTED)
+        assert shared.abort_task(job) == SENT
+        monkeypatch.undo()
+        shared.abort_app(job)
+
+
 def test_a_job_that_is_in_place_and_was_never_started_has_no_task(
     shared: ClientEngine, since: Since, job: str, tmp_path: Path
 ) -> None:
