@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +64,8 @@ from engine.shareable import Shareable
 from engine.site import Site
 from engine.site_components import load_components
 from engine.starting import Starts
+from engine.streaming.session import Callback
+from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
 from engine.workspace import host_name, known_site
 from events.bodies.site import (
     AgentSet,
@@ -523,6 +525,73 @@ class ClientEngine:
             None where it was done, else what kept it from being done.
         """
         return self._talk.configure_log(job_id, config)
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    def stream_objects(
+        self,
+        channel: str,
+        topic: str,
+        stream_ctx: StreamContext | dict[str, Any] | None,
+        targets: Sequence[str],
+        producer: ObjectProducer,
+        fl_ctx: FLContext,
+        optional: bool = False,
+        secure: bool = False,
+    ) -> tuple[str, Any]:
+        """Stream a producer's objects to targets, in order, and wait for the end (reference 5.3).
+
+        Args:
+            channel: of the targets' consumers.
+            topic: likewise.
+            stream_ctx: goes to them with the first object; None: an empty one.
+            targets: addresses: ``server``, other sites, jobs. The slowest sets the pace.
+            producer: makes the objects.
+            fl_ctx: its abort signal ends the stream.
+            optional: a failure is logged as a detail only.
+            secure: seal each object, so that only its target can read it.
+
+        Returns:
+            A return code, and what ``process_replies`` returned; ``("OK", None)`` where the producer came to its end.
+
+        Raises:
+            ArgumentTypeInvalid, ArgumentInvalid: bad input, or the producer made something that is no object.
+            PayloadInvalid, PayloadTooLarge: it made one that cannot be sent.
+            KeyUnknown: a target has no key. StreamerDown: after ``shutdown_streamer``.
+            LogUnavailable: the record is away, so nothing was sent.
+            Exception: what the producer raised.
+        """
+        return self._comm.streams.stream(
+            channel, topic, stream_ctx, targets, producer, fl_ctx, optional=optional, secure=secure
+        )
+
+    def register_stream_processing(
+        self,
+        channel: str,
+        topic: str,
+        factory: ConsumerFactory,
+        stream_done_cb: Callback | None = None,
+        consumed_cb: Callback | None = None,
+        **cb_kwargs: Any,
+    ) -> None:
+        """Have a factory's consumers take in the streams of a channel and topic (reference 5.4).
+
+        Args:
+            channel: ``*`` is any.
+            topic: likewise.
+            factory: gives each stream a consumer of its own.
+            stream_done_cb: ``f(stream_ctx, fl_ctx, **cb_kwargs)`` at the end; the producer is told what it returns.
+            consumed_cb: the same, after each object.
+            cb_kwargs: for both.
+
+        Raises:
+            ArgumentTypeInvalid, ArgumentInvalid: bad input, or the channel and topic have a factory already.
+        """
+        self._comm.streams.register(channel, topic, factory, stream_done_cb, consumed_cb, **cb_kwargs)
+
+    def shutdown_streamer(self) -> None:
+        """End all streams that go out, and take on no more."""
+        self._comm.streams.shutdown()
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from engine.core import Core
 from engine.errors import ArgumentTypeInvalid, JobUnknown, NotLive
 from engine.fold import JobState
 from engine.ids import check_job_id
+from engine.streaming.streams import Streams
 from engine.workspace import Workspace
 from events.bodies.messages import CellAttached
 from events.envelope import Call
@@ -50,6 +51,7 @@ class Comm:
         self._sender: Sends | None = None
         self._own: FabricCell | None = None
         self.notices = Notices(core)
+        self.streams = Streams(core, components.context)
         self.aux = AuxRunner(core, components.context, lambda: self._sender, server=server)
 
     # -- the cell ------------------------------------------------------------------------------------
@@ -66,6 +68,7 @@ class Comm:
             payload_max=settings.payload_max,
         )
         self.attach(self._own)
+        self.streams.open(self._own, self.ring, listen=listen)
         if listen:
             self._own.start()
         return self._own
@@ -96,6 +99,7 @@ class Comm:
 
     def close(self) -> None:
         """Be gone from the fabric."""
+        self.streams.close()
         if self._own is not None:
             self._own.stop()
         if self._sender is not None:

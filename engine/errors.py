@@ -295,6 +295,15 @@ class PayloadTooLarge(FlightlogError, ValueError):
     code, http, retry = "PAYLOAD_TOO_LARGE", 413, "no"
 
 
+class StreamerDown(FlightlogError, RuntimeError):
+    """The engine's streamer is shut down, so nothing can be streamed any more.
+
+    ``shutdown_streamer`` was called, or the engine is closed. Open another engine.
+    """
+
+    code, http, retry = "STREAMER_DOWN", 503, "no"
+
+
 class CellMissing(FlightlogError, RuntimeError):
     """The engine has no cell, so nothing can be sent.
 

@@ -332,6 +332,7 @@ COUNTERS = {
     "AuxFailed": "messages_failed",
     "AuxOutcomeUnknown": "messages_unknown",
     "AuxReceived": "messages_in",
+    "TransferOpened": "transfers",
     "TaskReceived": "tasks",
     "TaskDone": "tasks_done",
 }
@@ -403,10 +404,12 @@ def apply(state: JobState, fact: Fact) -> JobState:
 def work_id(kind: str, job_id: str, state: Mapping[str, str], body: Mapping[str, Any] | None = None) -> str:
     """The id of a job's work, from its state after the event: letters, digits, ``-`` and ``_``.
 
-    A message's has the message's own id, and a settlement's the attempt that its event names.
+    A message's and a transfer's have their own id, and a settlement's the attempt that its event names.
     """
     if kind == "aux":
         return f"aux_{body['id'] if body else ''}"
+    if kind == "transfer" and body:
+        return f"transfer_{'in_' if body['direction'] == 'in' else ''}{body['id']}"  # both ends may be on one record
     if kind == "settle" and body and "attempt" in body:
         return f"settle_{job_id}_{body['attempt']}"
     number = {"deploy": "deploys", "delete": "deletes"}.get(kind, "attempt")

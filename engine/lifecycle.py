@@ -148,6 +148,8 @@ WORK: dict[str, str] = {
     "AuxReplied": "-aux",
     "AuxFailed": "-aux",
     "AuxOutcomeUnknown": "-aux",
+    "TransferOpened": "+transfer",
+    "TransferClosed": "-transfer",
 }
 
 #: Who brings each kind of work to its end, and what happens where nobody does.
@@ -159,6 +161,7 @@ EXECUTORS = {
     "delete": ("the caretaker", "is given up after its attempts"),
     "settle": ("the reactor", "waits, visibly"),
     "aux": ("an io worker and the collector", "fails at its deadline, or after its attempts"),
+    "transfer": ("its engine and an io worker", "ends when it stalls; the collector ends it where a process died"),
 }
 
 CLIENT_STATUS: dict[State, str] = {

@@ -16,6 +16,8 @@ from events.standin import ms_of, position_of
 Conditions = Mapping[str, tuple[Closing, str]]
 
 FOREVER = "+inf"
+#: Kinds of work whose second end is refused.
+ONCE = ("aux", "transfer")
 
 
 def facts_to_be(call: Call, bodies: Sequence[Body], first: int = 0) -> list[Fact]:
@@ -85,7 +87,7 @@ def _work(job_id: str, after: JobState, fact: Fact, conditions: Conditions, ops:
         kind = effect[1:]
         name = work_id(kind, job_id, after, fact.body)
         if effect[0] == "-":
-            how, token = conditions.get(kind, ("open" if kind == "aux" else "any", ""))
+            how, token = conditions.get(kind, ("open" if kind in ONCE else "any", ""))
             ops.close(name, how, token)
             continue
         ops.open(name, *opened(kind, job_id, after, fact))
@@ -117,6 +119,14 @@ def opened(kind: str, job_id: str, after: Mapping[str, str], fact: Fact) -> tupl
             "transport": body["transport"],
             "reply": "1" if body["reply"] else "0",
             "reply_key": body["reply_key"],
+        }
+    if kind == "transfer":
+        fields |= {
+            "tx": body["id"],
+            "direction": body["direction"],
+            "process": body["process"],
+            "sender": body["sender"],
+            "targets": " ".join(body["targets"]),
         }
     return deadline, fields
 

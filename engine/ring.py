@@ -19,8 +19,8 @@ from events.errors import LogUnavailable
 
 #: kind of work -> path of the RQ task. The engine never imports it.
 TASKS = {"deploy": "workers.tasks.deploy", "launch": "workers.tasks.launch"}
-#: The task that drains a lane.
-LANE_TASK = "workers.tasks.aux"
+#: kind of a lane -> path of the RQ task that drains it.
+LANE_TASKS = {"aux": "workers.tasks.aux", "stream": "workers.tasks.stream"}
 assert set(TASKS) <= set(EXECUTORS)  # noqa: S101 - checked once, at import
 
 
@@ -30,7 +30,7 @@ def fabric_client(url: str) -> redis.Redis:
 
 
 def queue_name(site: str, kind: str = "work") -> str:
-    """A site's queue: ``work`` for deploys and launches, ``io`` for messages."""
+    """A site's queue: ``work`` for deploys and launches, ``io`` for messages and streams."""
     return f"{site}-{kind}"
 
 
@@ -56,7 +56,7 @@ class Bells:
     def ring_lane(self, lane: str) -> None:
         """Tell the workers that a lane has something to send; raises ``LogUnavailable`` as above."""
         name = hashlib.sha256(lane.encode()).hexdigest()[:16]  # RQ's ids take no dots
-        self._enqueue(self.io, LANE_TASK, lane, f"lane_{name}")
+        self._enqueue(self.io, LANE_TASKS[lane.partition(":")[0]], lane, f"lane_{name}")
 
     def _enqueue(self, queue: Queue, task: str, argument: str, name: str) -> None:
         try:

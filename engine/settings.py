@@ -61,6 +61,19 @@ class Settings(BaseSettings):
     lane_linger: float = Field(
         default=0.003, ge=0, description="an empty lane is watched this long before it is left"
     )
+    stream_window: int = Field(
+        default=16, ge=1, le=1024, description="objects of one stream that may be on their way at once"
+    )
+    stream_window_bytes: int = Field(
+        default=24 * 2**20, gt=0, description="bytes that all streams of a process may have on their way at once"
+    )
+    stream_stall: float = Field(
+        default=60, gt=0, description="seconds without an acknowledged object, after which a target is given up"
+    )
+    stream_logs: Literal["off", "errors", "live"] = Field(
+        default="off",
+        description="what the server is sent of jobs' logs: nothing, the error log at the end, or all as it grows too",
+    )
     federation: str = Field(default="", description="address of the server to join; empty: the site is by itself")
     zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")
     zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")

@@ -26,6 +26,7 @@ from events.bodies.messages import AuxFailed, AuxOutcomeUnknown, AuxReplied, Mes
 from events.errors import LogUnavailable
 from workers.claim import end_worker
 from workers.closing import close_all, fields_of, look_at
+from workers.transfers import LostTransfers
 
 log = logging.getLogger("flightlog.collector")
 
@@ -51,6 +52,7 @@ class Collector:
         self.lanes = Lanes(site.jobs.store)
         self.digests = Digests(site.workspace.flight)
         self.key = answers_of(site.name)
+        self.transfers = LostTransfers(site)
         self._lease = Lease(site, "collector", 3.0)
         self._dropped = 0
         self._last_dropped = ""
@@ -80,6 +82,7 @@ class Collector:
                 log.exception("collecting failed; it is tried again")
                 stop.wait(0.2)
         self.fabric.close()
+        self.transfers.fabric.close()
 
     def _sweep_alone(self) -> None:
         """With the fabric away, what is overdue is closed all the same."""
@@ -150,6 +153,7 @@ class Collector:
 
     def _sweep(self) -> None:
         self._overdue()
+        self.transfers.sweep()
         self._refused = 0
         if self._dropped:
             dropped = RepliesDropped(count=self._dropped, last=plain(self._last_dropped, CUT))

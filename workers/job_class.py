@@ -20,14 +20,14 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 
 from engine.foreign import plain
-from engine.ring import LANE_TASK
+from engine.ring import LANE_TASKS
 from events.bodies.site import TaskRefused
 from workers.here import queue, site
 from workers.tasks import REGISTRY
 
 #: What a task may be given: the id of work of its kind, or a lane.
 _WORK = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_LANE = re.compile(r"aux:[A-Za-z0-9_.-]{1,600}")
+_LANE = re.compile(r"(aux|stream):[A-Za-z0-9_.-]{1,600}")
 CUT = 200  # characters of foreign text that are kept
 
 
@@ -68,9 +68,9 @@ class RegisteredJob(Job):
             return "it brings an instance or keyword arguments"
         if not isinstance(args, list | tuple) or len(args) != 1:
             return "its arguments are not one work id"
-        if (name == LANE_TASK) != (queue() is site().bells.io):
+        if (name in LANE_TASKS.values()) != (queue() is site().bells.io):
             return "it is for the other queue"
-        if name == LANE_TASK:
+        if name in LANE_TASKS.values():
             return None if isinstance(args[0], str) and _LANE.fullmatch(args[0]) else "its argument is no lane"
         if not isinstance(args[0], str) or not _WORK.fullmatch(args[0]):
             return "its argument is no work id"

@@ -10,6 +10,7 @@ from events.errors import Fenced, LogUnavailable
 from workers import aux as sending
 from workers import deploy as deploying
 from workers import launch as launching
+from workers import stream as streaming
 from workers.here import site
 
 log = logging.getLogger("flightlog.worker")
@@ -30,6 +31,11 @@ def aux(lane: str) -> None:
     _carry_out(sending.drain, lane)
 
 
+def stream(lane: str) -> None:
+    """Deliver what waits in a lane of streams."""
+    _carry_out(streaming.drain, lane)
+
+
 def _carry_out(task: Callable[[Site, str], None], work_id: str) -> None:
     try:
         task(site(), work_id)
@@ -45,4 +51,5 @@ REGISTRY: dict[str, Callable[[str], None]] = {
     "workers.tasks.deploy": deploy,
     "workers.tasks.launch": launch,
     "workers.tasks.aux": aux,
+    "workers.tasks.stream": stream,
 }

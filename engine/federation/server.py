@@ -27,6 +27,10 @@ from engine.federation.topics import REGISTER, AdminTopic
 from engine.files import write_json
 from engine.server import EmbeddedServer
 from engine.shareable import Shareable, make_reply
+from engine.streaming.fabric import StreamFabric
+from engine.streaming.intake import Intake
+from engine.streaming.session import Callback, Sessions
+from engine.streaming.spec import ConsumerFactory
 from engine.tasking import TASK_ID, TaskTopic
 from engine.workspace import Workspace, known_site
 from events.errors import FlightlogError, LogUnavailable
@@ -73,6 +77,10 @@ class FederationServer:
         self.fabric_url = fabric_url
         self.ring = KeyRing(self.folder / "startup", name)
         self.cell = FabricCell(fabric_url, name, ring=self.ring, payload_max=payload_max)
+        self.streams = Sessions(name, self.new_context)
+        self._intake = Intake(
+            StreamFabric(fabric_url, name), self.streams, self.ring, None, lambda: self.cell.listening
+        )
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_fabric, name="fabric", daemon=True)
         #: Sites that have registered: name -> what they said.
@@ -96,6 +104,7 @@ class FederationServer:
         except BaseException:
             self.stop()  # with the fabric that we may have started
             raise
+        self._intake.start()
         self._watch.start()
         return self
 
@@ -104,6 +113,7 @@ class FederationServer:
         self._stop.set()
         if self._watch.is_alive():
             self._watch.join(5)
+        self._intake.stop()
         self.cell.stop()
         if self._embedded is not None:
             self._embedded.stop()
@@ -256,6 +266,22 @@ class FederationServer:
                 f"topic {topic!r} is empty or taken, or the handler cannot be called", field="topic"
             )
         self._aux[topic] = message_handle_func
+
+    def register_stream_processing(
+        self,
+        channel: str,
+        topic: str,
+        factory: ConsumerFactory,
+        stream_done_cb: Callback | None = None,
+        consumed_cb: Callback | None = None,
+        **cb_kwargs: Any,
+    ) -> None:
+        """Have a factory's consumers take in the streams of a channel and topic; see ``ClientEngine``.
+
+        Raises:
+            ArgumentTypeInvalid, ArgumentInvalid: bad input, or the channel and topic have a factory already.
+        """
+        self.streams.register(channel, topic, factory, stream_done_cb, consumed_cb, cb_kwargs)
 
     def send_aux_request(
         self, targets: Sequence[str], topic: str, request: Shareable, timeout: float, *, secure: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from engine.aux.dispatch import AuxHandler
@@ -11,6 +12,9 @@ from engine.constants import FLContextKey, ProcessType, ReservedKey
 from engine.context import FLContext, FLContextManager
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid
 from engine.shareable import Shareable
+from engine.streaming.session import Callback
+from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
+from engine.streaming.streams import Streams
 
 
 class JobEngine:
@@ -30,6 +34,7 @@ class JobEngine:
         self.server = server
         self.components = components
         self.aux: AuxRunner | None = None
+        self.streams: Streams | None = None
         self._handlers = [one for one in components.values() if isinstance(one, FLComponent)]
         self._contexts = FLContextManager(
             engine=self,
@@ -98,6 +103,43 @@ class JobEngine:
         """Send a message to the server that expects no answer; see ``ClientEngine``."""
         method = "fire_and_forget_aux_request"
         return self._runner().send(topic, request, 0.0, fl_ctx, optional=optional, secure=secure, method=method)
+
+    def stream_objects(
+        self,
+        channel: str,
+        topic: str,
+        stream_ctx: StreamContext | dict[str, Any] | None,
+        targets: Sequence[str],
+        producer: ObjectProducer,
+        fl_ctx: FLContext,
+        optional: bool = False,
+        secure: bool = False,
+    ) -> tuple[str, Any]:
+        """Stream a producer's objects to targets; see ``ClientEngine``."""
+        return self._streams().stream(
+            channel, topic, stream_ctx, targets, producer, fl_ctx, optional=optional, secure=secure
+        )
+
+    def register_stream_processing(
+        self,
+        channel: str,
+        topic: str,
+        factory: ConsumerFactory,
+        stream_done_cb: Callback | None = None,
+        consumed_cb: Callback | None = None,
+        **cb_kwargs: Any,
+    ) -> None:
+        """Have a factory's consumers take in streams; see ``ClientEngine``."""
+        self._streams().register(channel, topic, factory, stream_done_cb, consumed_cb, **cb_kwargs)
+
+    def shutdown_streamer(self) -> None:
+        """End all streams that go out, and take on no more."""
+        self._streams().shutdown()
+
+    def _streams(self) -> Streams:
+        if self.streams is None:
+            raise ArgumentInvalid("the job's cell is not there yet", "stream from START_RUN on")
+        return self.streams
 
     def _runner(self) -> AuxRunner:
         if self.aux is None:

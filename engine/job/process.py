@@ -27,6 +27,7 @@ from engine.job.grant import Grant
 from engine.job.kept_errors import KeptErrors
 from engine.job.tasks import Tasks
 from engine.site import Site
+from engine.streaming.streams import Streams
 from events.envelope import Actor
 from events.errors import LogUnavailable
 
@@ -82,6 +83,8 @@ class JobProcess:
             inbox_max=self.site.settings.inbox_max,
             payload_max=self.site.settings.payload_max,
         )
+        self.streams = self.engine.streams = Streams(self.core, self.engine.new_context, job, self.fqcn)
+        self.streams.open(self.cell, ring, listen=True)
         commands = Commands(self.core, job, self.tasks, self.kept)
         self.cell.register_request_cb(CellChannel.AUX_COMMUNICATION, "*", self.engine.aux.handle)
         self.cell.register_request_cb(CHANNEL, "*", commands.handle)
@@ -99,6 +102,7 @@ class JobProcess:
             self.engine.fire_event(EventType.END_RUN, self.engine.new_context())
             self._say(ClientStatus.STOPPED)
         finally:
+            self.streams.close()
             self.cell.stop()
             self.sender.close()
             self.core.close()

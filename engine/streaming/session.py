@@ -1,0 +1,441 @@
+"""The consumer's side: who consumes which stream, and what is said of each object (reference 5.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engine.aux.codes import WHY
+from engine.cell.protocol import check_name, root_of
+from engine.constants import ReturnCode
+from engine.context import FLContext
+from engine.errors import ArgumentInvalid, ArgumentTypeInvalid
+from engine.shareable import Shareable, make_reply
+from engine.streaming.chunk import Header, failure, is_tx
+from engine.streaming.journal import Journal
+from engine.streaming.spec import ConsumerFactory, ObjectConsumer, StreamContext, StreamContextKey
+from events.bodies.transfers import TransferClosed, TransferOpened, TransferProgress, TransferResumed
+
+log = logging.getLogger("flightlog.stream")
+
+KEPT_REPLIES = 256  # of one stream, for objects that come again
+KEPT_ENDS = 1000  # streams that are over
+SAID_EVERY = 1.0
+CONSUMER_LOST = "CONSUMER_LOST"
+PRODUCER_LOST = "PRODUCER_LOST"
+
+#: Called as ``cb(stream_ctx, fl_ctx, **kwargs)``.
+Callback = Callable[..., Any]
+
+
+class Registered(NamedTuple):
+    """Who takes in the streams of a channel and topic."""
+
+    factory: ConsumerFactory
+    done: Callback | None
+    consumed: Callback | None
+    kwargs: dict[str, Any]
+
+
+class Arrival(NamedTuple):
+    """An object that came in.
+
+    Attributes:
+        obj: the object, with the protocol's headers.
+        sender: FQCN.
+        size: bytes of its payload.
+        sha256: of them.
+        context: the stream's, for a process that does not know it; None: it cannot be had.
+    """
+
+    obj: Shareable
+    sender: str
+    size: int = 0
+    sha256: bytes = b""
+    secure: bool = False
+    context: Callable[[], dict[str, Any] | None] | None = None
+
+
+@dataclass(eq=False)
+class Session:
+    """One stream that comes in."""
+
+    tx: str
+    sender: str
+    ctx: StreamContext
+    registered: Registered
+    consumer: ObjectConsumer | None = None
+    secure: bool = False
+    next: int = 0
+    consumed: int = 0
+    bytes: int = 0
+    replies: OrderedDict[int, Shareable] = field(default_factory=OrderedDict)
+    whole: Any = field(default_factory=hashlib.sha256)
+    began: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    said: float = 0.0
+    over: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    #: Digests are of all objects: none came before this process.
+    from_start: bool = True
+
+    def remember(self, seq: int, reply: Shareable) -> None:
+        """A reply, for an object that comes again because it got lost."""
+        self.replies[seq] = reply
+        while len(self.replies) > KEPT_REPLIES:
+            self.replies.popitem(last=False)
+
+
+class Sessions:
+    """All streams that come into a process.
+
+    Args:
+        own: FQCN.
+        contexts: makes a context for each object.
+        process: who we are, for the record: host:pid:start ticks.
+        journal: records them, where there is a record.
+        digest: keyed digest of a whole, where there is a record.
+        stall: seconds, for the record.
+    """
+
+    def __init__(
+        self,
+        own: str,
+        contexts: Callable[[], FLContext],
+        *,
+        process: str = "",
+        journal: Journal | None = None,
+        digest: Callable[[bytes], str] | None = None,
+        stall: float = 60.0,
+    ) -> None:
+        self.own = own
+        self._contexts = contexts
+        self._process = process
+        self._journal = journal
+        self._digest = digest
+        self._stall = stall
+        self._registry: dict[tuple[str, str], Registered] = {}
+        self._open: dict[str, Session] = {}
+        self._ended: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+        #: The run is over: nothing more is taken in.
+        self.aborted = threading.Event()
+
+    # -- registration ------------------------------------------------------------------------------
+
+    def register(
+        self,
+        channel: str,
+        topic: str,
+        factory: ConsumerFactory,
+        stream_done_cb: Callback | None = None,
+        consumed_cb: Callback | None = None,
+        cb_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Have a factory's consumers take in the streams of a channel and topic; ``*`` is any.
+
+        Raises:
+            ArgumentTypeInvalid, ArgumentInvalid: an argument, or the channel and topic have a factory.
+        """
+        check_name("channel", channel)
+        check_name("topic", topic)
+        if not isinstance(factory, ConsumerFactory):
+            raise ArgumentTypeInvalid(
+                f"factory must be ConsumerFactory but got {type(factory).__name__}", "derive from it", field="factory"
+            )
+        for name, callback in (("stream_done_cb", stream_done_cb), ("consumed_cb", consumed_cb)):
+            if callback is not None and not callable(callback):
+                raise ArgumentTypeInvalid(
+                    f"{name} must be callable but got {type(callback).__name__}", "give a function", field=name
+                )
+        with self._lock:
+            known = self._registry.get((channel, topic))
+            if known is not None:
+                raise ArgumentInvalid(
+                    f"{channel}:{topic} has a factory already: {type(known.factory).__name__}",
+                    "use another topic",
+                    field="topic",
+                )
+            self._registry[(channel, topic)] = Registered(factory, stream_done_cb, consumed_cb, dict(cb_kwargs or {}))
+
+    def _found(self, channel: str, topic: str) -> Registered | None:
+        keys = ((channel, topic), (channel, "*"), ("*", topic), ("*", "*"))
+        with self._lock:
+            return next((self._registry[key] for key in keys if key in self._registry), None)
+
+    @property
+    def count(self) -> int:
+        """Streams that are open."""
+        with self._lock:
+            return len(self._open)
+
+    def get(self, tx: str) -> Session | None:
+        """An open stream."""
+        with self._lock:
+            return self._open.get(tx)
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def take(self, arrival: Arrival) -> Shareable:
+        """Have an object consumed, and give the reply.
+
+        Raises:
+            FlightlogError: that a stream begins cannot be recorded, so it does not; it is to come again.
+        """
+        obj = arrival.obj
+        tx = obj.get_header(Header.TX_ID)
+        channel, topic, seq = (obj.get_header(n) for n in (Header.CHANNEL, Header.TOPIC, Header.SEQ))
+        if not isinstance(tx, str) or not tx:
+            return self._bad(arrival, "?", f"{Header.TX_ID} is missing")
+        if not all(isinstance(text, str) and text for text in (channel, topic)) or not _is_number(seq):
+            self.end(tx, ReturnCode.BAD_REQUEST_DATA, "an object without topic, channel or number came")
+            return self._bad(arrival, tx, "topic, channel or number is missing")
+        if self.aborted.is_set():
+            self.end(tx, ReturnCode.TASK_ABORTED, "the run is over")
+            return make_reply(ReturnCode.TASK_ABORTED)
+        registered = self._found(channel, topic)
+        if registered is None:
+            log.error("nobody takes in streams of %s:%s", channel[:100], topic[:100])
+            return failure(ReturnCode.EXECUTION_EXCEPTION, f"nobody takes in streams of {channel}:{topic}"[:300])
+        session, fresh = self._session(tx, arrival, registered)
+        with session.lock:
+            if fresh and (refusal := self._begin(session, arrival, seq)) is not None:
+                with self._lock:
+                    self._open.pop(tx, None)
+                return refusal
+            return self._taken(session, arrival, seq)
+
+    def _session(self, tx: str, arrival: Arrival, registered: Registered) -> tuple[Session, bool]:
+        """The stream's session, and whether it is a new one; its lock is held where it is."""
+        with self._lock:
+            known = self._open.get(tx) or self._ended.get(tx)
+            if known is not None:
+                return known, False
+            session = Session(tx, arrival.sender, StreamContext(), registered, secure=arrival.secure)
+            session.lock.acquire()  # nobody gets it before it has a consumer
+            self._open[tx] = session
+        return session, True
+
+    def _begin(self, session: Session, arrival: Arrival, seq: int) -> Shareable | None:
+        """Give a new stream its consumer; a reply that says why not, where there is none."""
+        try:
+            return self._begun(session, arrival, seq)
+        except BaseException:
+            with self._lock:
+                self._open.pop(session.tx, None)
+            raise
+        finally:
+            session.lock.release()
+
+    def _begun(self, session: Session, arrival: Arrival, seq: int) -> Shareable | None:
+        obj, tx = arrival.obj, session.tx
+        given = obj.get_header(Header.CTX) if seq == 0 else arrival.context() if arrival.context else None
+        if not isinstance(given, dict) or not given:
+            why = "the first object has no context" if seq == 0 else f"a stream begins with object 0, not {seq}"
+            return self._bad(arrival, tx, why)
+        if seq < 0:
+            return self._bad(arrival, tx, f"there is no object {seq}")
+        fl_ctx = self._contexts()
+        session.ctx.update(given)
+        session.ctx |= {
+            StreamContextKey.CHANNEL: obj.get_header(Header.CHANNEL),
+            StreamContextKey.TOPIC: obj.get_header(Header.TOPIC),
+            StreamContextKey.TX_ID: tx,
+            StreamContextKey.SENDER: arrival.sender,
+            StreamContextKey.END_STREAM: lambda rc, fl_ctx: self.end(tx, str(rc), "the consumer ended it"),
+        }
+        if self._journal is not None:
+            self._journal.opened(self._opened(session))
+        try:
+            consumer = session.registered.factory.get_consumer(session.ctx, fl_ctx)
+            why = self._unfit(consumer)
+            at = 0 if why or seq == 0 else consumer.resume(session.ctx, fl_ctx)
+        except Exception as error:
+            log.exception("a stream of %s has no consumer", arrival.sender)
+            why, at, consumer = f"{type(error).__name__}: {error}"[:300], None, None
+        code: str = ReturnCode.EXECUTION_EXCEPTION
+        if not why and (at is None or not _is_number(at) or at < seq):
+            code, at = CONSUMER_LOST, None
+            why = f"the process that consumed it died, and the consumer cannot go on with object {seq}"
+        if why:
+            session.over = True
+            self._close(session, code, why)
+            session.next = seq + 1
+            session.remember(seq, failure(ReturnCode.EXECUTION_EXCEPTION, why))
+            return session.replies[seq]
+        session.consumer = consumer
+        if seq > 0:
+            session.next, session.from_start = at or 0, False
+            if self._journal is not None:
+                why = "its consumer is another process now"
+                self._journal.note(TransferResumed(id=tx, direction="in", at=session.next, why=why))
+        return None
+
+    def _unfit(self, consumer: object) -> str:
+        """Why what a factory made cannot consume a stream, or ""."""
+        if not isinstance(consumer, ObjectConsumer):
+            return f"the factory made a {type(consumer).__name__}, not an ObjectConsumer"
+        with self._lock:
+            if any(consumer is other.consumer for other in self._open.values()):
+                return "the factory gave a consumer that another stream still has"
+        return ""
+
+    def _taken(self, session: Session, arrival: Arrival, seq: int) -> Shareable:
+        if seq < 0:
+            return self._bad(arrival, session.tx, f"there is no object {seq}")
+        if seq < session.next:  # it came again: its first reply got lost
+            return session.replies.get(seq) or make_reply(ReturnCode.OK)
+        if session.over or session.consumer is None:
+            return self._bad(arrival, session.tx, "the stream is over")
+        if arrival.sender != session.sender:
+            return self._bad(arrival, session.tx, f"the stream is {session.sender}'s")
+        if seq > session.next:
+            return self._bad(arrival, session.tx, f"object {session.next} is missing before {seq}")
+        session.moved = time.monotonic()
+        more, reply = self._consumed(session, arrival.obj)
+        session.next += 1
+        session.consumed += 1
+        session.bytes += arrival.size
+        session.whole.update(arrival.sha256)
+        if not more:
+            result = self._end(session, reply.get_return_code(), str(reply.get_header(WHY, "")))
+            if result is not None:
+                reply.set_header(Header.END_RESULT, result)
+        session.remember(seq, reply)
+        self._progress(session)
+        return reply
+
+    def _consumed(self, session: Session, obj: Shareable) -> tuple[bool, Shareable]:
+        fl_ctx = self._contexts()
+        assert session.consumer is not None  # noqa: S101 - looked at before
+        try:
+            answer = session.consumer.consume(obj, session.ctx, fl_ctx)
+            if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Shareable | None):
+                raise TypeError(f"consume must return (bool, Shareable or None) but got {answer!r:.100}")
+            if session.registered.consumed is not None:
+                session.registered.consumed(session.ctx, fl_ctx, **session.registered.kwargs)
+        except Exception as error:
+            log.exception("the consumer of %s raised", session.tx)
+            return False, failure(ReturnCode.EXECUTION_EXCEPTION, f"{type(error).__name__}: {error}"[:300])
+        more, reply = answer
+        return bool(more) and not session.over, reply if reply is not None else make_reply(ReturnCode.OK)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def end(self, tx: str, code: str, why: str, *, complete: bool = False) -> None:
+        """End a stream from here; nothing happens where it is over.
+
+        Args:
+            tx: the transfer's id.
+            code: what the consumer is told.
+            why: in words.
+            complete: the producer came to its end. The consumer is told TASK_ABORTED all the same, as the
+                reference's are, where it did not end the stream itself; the record says OK.
+        """
+        session = self.get(tx)
+        if session is not None:
+            with session.lock:
+                self._end(session, code, why, complete=complete)
+
+    def _end(self, session: Session, code: str, why: str, *, complete: bool = False) -> Any:
+        """Consumer, callback and factory are told, in this order; what the callback made of it."""
+        if session.over:
+            return None
+        session.over = True
+        fl_ctx, result = self._contexts(), None
+        session.ctx[StreamContextKey.RC] = code
+        consumer, registered = session.consumer, session.registered
+        if consumer is not None:
+            try:
+                consumer.finalize(session.ctx, fl_ctx)
+            except Exception as error:
+                log.exception("the consumer of %s could not finalize", session.tx)
+                code = session.ctx[StreamContextKey.RC] = ReturnCode.EXECUTION_EXCEPTION
+                why = f"{type(error).__name__}: {error}"[:300]
+            try:
+                if registered.done is not None:
+                    result = registered.done(session.ctx, fl_ctx, **registered.kwargs)
+            except Exception:
+                log.exception("the callback for the end of %s raised", session.tx)
+            try:
+                registered.factory.return_consumer(consumer, session.ctx, fl_ctx)
+            except Exception:
+                log.exception("the factory did not take back the consumer of %s", session.tx)
+        session.consumer = None  # it may be large
+        self._close(session, ReturnCode.OK if complete and code == ReturnCode.TASK_ABORTED else code, why)
+        return result
+
+    def _close(self, session: Session, code: str, why: str) -> None:
+        with self._lock:
+            self._open.pop(session.tx, None)
+            self._ended[session.tx] = session
+            while len(self._ended) > KEPT_ENDS:
+                self._ended.popitem(last=False)
+        if self._journal is not None:
+            digest = self._digest(session.whole.digest()) if self._digest and session.from_start else None
+            body = TransferClosed(
+                id=session.tx,
+                direction="in",
+                code=code[:64],
+                why=why[:500],
+                objects=session.consumed,
+                bytes=session.bytes,
+                ms=int((time.monotonic() - session.began) * 1000),
+                at_least=not session.from_start,
+                digest=digest,
+            )
+            self._journal.closed(body)
+
+    def close(self, why: str = "the receiver was shut down") -> None:
+        """End all streams."""
+        self.aborted.set()
+        with self._lock:
+            left = list(self._open)
+        for tx in left:
+            self.end(tx, ReturnCode.TASK_ABORTED, why)
+
+    # -- on the record -------------------------------------------------------------------------------
+
+    def _opened(self, session: Session) -> TransferOpened:
+        ctx = session.ctx
+        return TransferOpened(
+            id=session.tx if is_tx(session.tx) else session.tx[:64],
+            direction="in",
+            channel=ctx[StreamContextKey.CHANNEL][:500],
+            topic=ctx[StreamContextKey.TOPIC][:500],
+            sender=session.sender[:500],
+            targets=[self.own],
+            secure=session.secure,
+            inside=root_of(session.sender) == root_of(self.own),
+            window=1,
+            stall=self._stall,
+            process=self._process,
+        )
+
+    def _progress(self, session: Session) -> None:
+        now = time.monotonic()
+        if self._journal is None or session.over or now - session.said < SAID_EVERY:
+            return
+        if session.said == 0.0:  # the first second says nothing that its opening did not
+            session.said = now
+            return
+        session.said = now
+        body = TransferProgress(id=session.tx, direction="in", objects=session.consumed, bytes=session.bytes)
+        self._journal.note(body)
+
+    def _bad(self, arrival: Arrival, tx: str, why: str) -> Shareable:
+        """Refuse an object, in words, and on the record."""
+        log.error("an object of stream %s from %s was refused: %s", tx[:64], arrival.sender[:100], why)
+        if self._journal is not None:
+            self._journal.refused(arrival.sender, tx, ReturnCode.BAD_REQUEST_DATA, why)
+        return failure(ReturnCode.BAD_REQUEST_DATA, why)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,220 @@
+"""The streams of one process that go out: they are checked, begun, and said to live."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from engine.cell.digests import Digests
+from engine.cell.keys import KeyRing
+from engine.cell.protocol import check_fqcn, check_name, root_of
+from engine.constants import FLContextKey, ReservedKey, ReturnCode
+from engine.context import FLContext
+from engine.core import Core
+from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, StreamerDown
+from engine.streaming.fabric import StreamFabric
+from engine.streaming.journal import RecordJournal
+from engine.streaming.spec import ObjectProducer, StreamContext
+from engine.streaming.transfer import LOOK, PATIENCE, Order, Transfer
+from events.bodies.transfers import TransferClosed
+from events.errors import FlightlogError, LogUnavailable
+
+log = logging.getLogger("flightlog.stream")
+
+SAID_EVERY = 1.0  # seconds between two signs of life
+
+
+class Streamer:
+    """Streams of one process.
+
+    Args:
+        core: of the process.
+        fqcn: the address that they come from.
+        ring: its keys.
+        job: whose record they are on; None: the site's, or that of the job which the context names.
+    """
+
+    def __init__(self, core: Core, fqcn: str, ring: KeyRing | None, job: str | None = None) -> None:
+        self.core = core
+        self.fqcn = fqcn
+        self.ring = ring
+        self.fabric = StreamFabric(core.site.servers.fabric_url, core.site.name)
+        self.digests = Digests(core.site.workspace.flight)
+        self.journal = RecordJournal(core, job)
+        self._job = job
+        self._lock = threading.Lock()
+        self._active: dict[str, Transfer] = {}
+        self._unclosed: list[tuple[TransferClosed, str | None]] = []
+        self._said: threading.Thread | None = None
+        self.down = threading.Event()
+
+    # -- the API -----------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        channel: str,
+        topic: str,
+        stream_ctx: StreamContext | dict[str, Any] | None,
+        targets: Sequence[str],
+        producer: ObjectProducer,
+        fl_ctx: FLContext,
+        *,
+        optional: bool = False,
+        secure: bool = False,
+        method: str = "stream_objects",
+        kind: str = "objects",
+        file: str | None = None,
+    ) -> tuple[str, Any]:
+        """See ``ClientEngine.stream_objects``."""
+        call = self.core.call(method, str(channel)[:500], str(topic)[:500], str(targets)[:500])
+        ctx, chosen = self.core.guarded(
+            call,
+            method,
+            self._job,
+            lambda: self._checked(channel, topic, stream_ctx, targets, producer, fl_ctx, secure=bool(secure)),
+        )
+        order = Order(
+            call=call,
+            channel=channel,
+            topic=topic,
+            ctx=ctx,
+            targets=chosen,
+            producer=producer,
+            fl_ctx=fl_ctx,
+            secure=bool(secure),
+            optional=bool(optional),
+            kind=kind,
+            file=file,
+            job=self._job or self._job_of(fl_ctx, ctx),
+        )
+        return Transfer(self, order).run()
+
+    def _checked(
+        self,
+        channel: object,
+        topic: object,
+        ctx: object,
+        targets: object,
+        producer: object,
+        fl_ctx: object,
+        *,
+        secure: bool,
+    ) -> tuple[StreamContext, list[str]]:
+        check_name("channel", channel)
+        check_name("topic", topic)
+        ctx = StreamContext() if not ctx and ctx in (None, {}) else ctx
+        for field, value, kind in (
+            ("stream_ctx", ctx, dict),
+            ("producer", producer, ObjectProducer),
+            ("fl_ctx", fl_ctx, FLContext),
+        ):
+            if not isinstance(value, kind):
+                raise ArgumentTypeInvalid(
+                    f"{field} must be {kind.__name__} but got {type(value).__name__}", "give one", field=field
+                )
+        if self.down.is_set():
+            raise StreamerDown("the streamer is shut down", "open another engine")
+        chosen = _checked_targets(targets, self.fqcn)
+        if secure:
+            for target in chosen:
+                if self.ring is not None:
+                    self.ring.peer(root_of(target))
+        # The caller's own: what this end learns of the stream is written into it, as in the reference.
+        return cast("StreamContext", ctx), chosen
+
+    def _job_of(self, fl_ctx: FLContext, ctx: StreamContext) -> str | None:
+        """The job that a stream of the site is about, where context or stream says so and the record knows it."""
+        named = ctx.get(ReservedKey.RUN_NUM) or fl_ctx.get_prop(FLContextKey.CURRENT_RUN)
+        if not isinstance(named, str) or not named:
+            return None
+        try:
+            return named if self.core.site.jobs.load(named).known else None
+        except FlightlogError:
+            return None
+
+    def shutdown(self) -> None:
+        """End all streams, and take on no more."""
+        self.down.set()
+        with self._lock:
+            thread = self._said
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(PATIENCE)
+        with self._lock:
+            hung = list(self._active.values())
+        for transfer in hung:  # its producer does not come back
+            transfer.end(ReturnCode.TASK_ABORTED, "the streamer was shut down, and the producer did not return")
+        self.fabric.close()
+
+    @property
+    def active(self) -> int:
+        """Streams that are under way."""
+        with self._lock:
+            return len(self._active)
+
+    def share(self) -> int:
+        """Bytes that one of them may have under way."""
+        return max(1, self.core.site.settings.stream_window_bytes // max(1, self.active))
+
+    # -- signs of life -------------------------------------------------------------------------------
+
+    def enter(self, transfer: Transfer) -> None:
+        """A transfer begins: its receivers are told that its producer lives."""
+        with self._lock:
+            self._active[transfer.tx] = transfer
+            if self._said is None or not self._said.is_alive():
+                self._said = threading.Thread(target=self._say, name="streams", daemon=True)
+                self._said.start()
+
+    def leave(self, transfer: Transfer) -> None:
+        """It is over."""
+        with self._lock:
+            self._active.pop(transfer.tx, None)
+
+    def close_later(self, body: TransferClosed, job: str | None) -> None:
+        """Its end could not be recorded yet."""
+        with self._lock:
+            self._unclosed.append((body, job))
+
+    def _say(self) -> None:
+        while True:
+            with self._lock:
+                active = dict(self._active)
+                unclosed, self._unclosed = self._unclosed, []
+                if self.down.is_set() and not active and not unclosed:
+                    return
+            try:
+                if active:
+                    self.fabric.lives({tx: transfer.counts() for tx, transfer in active.items()})
+            except LogUnavailable as error:
+                log.debug("the fabric is away: %s", error)
+            for transfer in active.values():
+                transfer.progress()
+            for body, job in unclosed:
+                if not self.journal.closed(body, job):
+                    self.close_later(body, job)
+            if self.down.wait(SAID_EVERY):
+                time.sleep(LOOK)
+
+
+def _checked_targets(targets: object, own: str) -> list[str]:
+    """Raises ``ArgumentInvalid`` where they are none, doubled, or ourselves."""
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise ArgumentTypeInvalid(
+            f"targets must be a list of addresses but got {type(targets).__name__}",
+            "give ['server']",
+            field="targets",
+        )
+    chosen = [check_fqcn(target) for target in targets]
+    if not chosen:
+        raise ArgumentInvalid(
+            "targets are empty", "name at least one address, for instance ['server']", field="targets"
+        )
+    doubled = sorted({target for target in chosen if chosen.count(target) > 1})
+    if doubled:
+        raise ArgumentInvalid(f"targets name {', '.join(doubled)[:200]} twice", "name each once", field="targets")
+    if own in chosen:
+        raise ArgumentInvalid(f"targets name {own}, which is the sender itself", "name others", field="targets")
+    return chosen
