@@ -64,6 +64,10 @@ from engine.shareable import Shareable
 from engine.site import Site
 from engine.site_components import load_components
 from engine.starting import Starts
+from engine.streaming.files import CHANNEL as FILES
+from engine.streaming.files import CHUNK, FileFactory
+from engine.streaming.files import TOPIC as FILE
+from engine.streaming.sending import Files, SentFile
 from engine.streaming.session import Callback
 from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
 from engine.workspace import host_name, known_site
@@ -137,6 +141,7 @@ class ClientEngine:
         self._reactor = Reactor(self._core, self._components, self._holdings)
         self._comm = Comm(self._core, self._components, self._core.site.settings.federation or "server")
         self._talk = JobTalk(self._core, self._comm)
+        self._files = Files(self._core, self._comm.streams, self._components.context)
         self._member: Member | None = None
         self._pool: PoolChild | None = None
         self._opened = False
@@ -216,6 +221,8 @@ class ClientEngine:
         if server and self.role == "owner":
             self._member = Member(self, cell, server)
             self._member.start()
+        if self.role == "owner":
+            self._files.resume()
 
     def _sweep(self) -> None:
         """Blobs that no intent needs any more."""
@@ -588,6 +595,43 @@ class ClientEngine:
             ArgumentTypeInvalid, ArgumentInvalid: bad input, or the channel and topic have a factory already.
         """
         self._comm.streams.register(channel, topic, factory, stream_done_cb, consumed_cb, **cb_kwargs)
+
+    def send_file(
+        self,
+        path: Path | str,
+        targets: list[str],
+        *,
+        job: str | None = None,
+        chunk: int = CHUNK,
+        secure: bool = False,
+        optional: bool = False,
+    ) -> SentFile:
+        """Send a file of any size, and wait until it is whole at each target.
+
+        Where this process dies over it, the site's next engine goes on; a second call with the same file goes on
+        with what the targets have, too.
+
+        Args:
+            path: of a regular file.
+            targets: addresses that take in files (``receive_files``).
+            job: whose record it goes to; None: the site's.
+            chunk: bytes of one object.
+            secure: seal it, so that only the targets can read it.
+            optional: a failure is logged as a detail only.
+
+        Raises:
+            ArgumentInvalid, HostError: bad input, or the file cannot be read.
+            KeyUnknown: a target has no key. LogUnavailable: the record is away, so nothing was sent.
+        """
+        return self._files.send(path, targets, job=job, chunk=chunk, secure=secure, optional=optional)
+
+    def receive_files(self, folder: Path | str) -> None:
+        """Take in files that others send, into a folder with a folder for each sender.
+
+        Raises:
+            ArgumentInvalid: it is no folder, or files are taken in already.
+        """
+        self._comm.streams.register(FILES, FILE, FileFactory(folder))
 
     def shutdown_streamer(self) -> None:
         """End all streams that go out, and take on no more."""

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     )
     stream_logs: Literal["off", "errors", "live"] = Field(
         default="off",
-        description="what the server is sent of jobs' logs: nothing, the error log at the end, or all as it grows too",
+        description="what the server is sent of jobs' logs: nothing, errors at the end, or all as it grows too",
     )
     federation: str = Field(default="", description="address of the server to join; empty: the site is by itself")
     zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")

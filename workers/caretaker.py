@@ -62,6 +62,8 @@ LOOK_EVERY = 1.0  # seconds; events and dying keepers wake it earlier
 WAKES = frozenset(("AbortRequested", "AppSpawned", "DeleteRequested", "AppStopping", "LaunchExpired"))
 
 Work = dict[str, str]
+#: Kinds of work that are looked at here.
+OURS = ("app", "abort", "delete", "launch", "deploy")
 
 
 class Caretaker:
@@ -162,7 +164,10 @@ class Caretaker:
         )
 
     def _attend(self, name: str, work: Work) -> None:
-        kind, job, number = work["kind"], work["job"], int(work["number"])
+        kind, job = work["kind"], work["job"]
+        if kind not in OURS:
+            return
+        number = int(work["number"])
         if kind == "app":
             self._look(job, number, work)
         elif kind == "abort":

@@ -28,6 +28,9 @@ from engine.files import write_json
 from engine.server import EmbeddedServer
 from engine.shareable import Shareable, make_reply
 from engine.streaming.fabric import StreamFabric
+from engine.streaming.files import CHANNEL as FILES
+from engine.streaming.files import TOPIC as FILE
+from engine.streaming.files import FileFactory
 from engine.streaming.intake import Intake
 from engine.streaming.session import Callback, Sessions
 from engine.streaming.spec import ConsumerFactory
@@ -282,6 +285,14 @@ class FederationServer:
             ArgumentTypeInvalid, ArgumentInvalid: bad input, or the channel and topic have a factory already.
         """
         self.streams.register(channel, topic, factory, stream_done_cb, consumed_cb, cb_kwargs)
+
+    def receive_files(self, folder: Path | str) -> None:
+        """Take in files that sites and jobs send, into a folder with a folder for each sender.
+
+        Raises:
+            ArgumentInvalid: it is no folder, or files are taken in already.
+        """
+        self.register_stream_processing(FILES, FILE, FileFactory(folder))
 
     def send_aux_request(
         self, targets: Sequence[str], topic: str, request: Shareable, timeout: float, *, secure: bool = False

@@ -41,19 +41,23 @@ class Step(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """An object that waits under its transfer."""
+    """An object that waits under its transfer.
+
+    ``first`` is the number of the first that the target had not answered when this was put into its lane.
+    """
 
     tx: str
     field: str
+    first: int = 0
 
     def __bytes__(self) -> bytes:
-        return f"{self.tx} {self.field}".encode()
+        return f"{self.tx} {self.field} {self.first}".encode()
 
     @classmethod
     def of(cls, raw: bytes) -> Reference:
         """From what lies in an inbox."""
-        tx, _, field = raw.decode(errors="replace").partition(" ")
-        return cls(tx, field)
+        tx, field, first = [*raw.decode(errors="replace").split(" "), "", "", ""][:3]
+        return cls(tx, field, int(first) if first.isdigit() else 0)
 
 
 def objects_of(tx: str) -> str:
@@ -111,14 +115,18 @@ class StreamFabric:
     # -- the producer's side -----------------------------------------------------------------------
 
     def put(
-        self, tx: str, frames: dict[str, bytes], references: Mapping[str, Sequence[str]], done: Sequence[str] = ()
+        self,
+        tx: str,
+        frames: dict[str, bytes],
+        references: Mapping[str, Sequence[Reference]],
+        done: Sequence[str] = (),
     ) -> tuple[list[bytes], list[str]]:
         """Lay frames down and put references to them into lanes, in one round trip.
 
         Args:
             tx: the transfer.
             frames: field -> bytes.
-            references: target -> fields that it is to be told of; none: only to see whether its lane has a bell.
+            references: target -> what it is to be told of; none: only to see whether its lane has a bell.
             done: fields that every target has: they are removed.
 
         Returns:
@@ -131,25 +139,25 @@ class StreamFabric:
                 pipe.pexpire(objects_of(tx), KEPT_MS)
             if done:
                 pipe.hdel(objects_of(tx), *done)
-            for target, fields in references.items():
-                self._told(pipe, tx, target, fields)
+            for target, told in references.items():
+                self._told(pipe, target, told)
             pipe.lpop(answers_to(tx), ANSWERS)
             *before, answers = pipe.execute(raise_on_error=False)
             words = before[len(before) - len(references) :]
             if any(isinstance(word, NoScriptError) for word in words):  # the server is a new one
                 self.client.script_load(self._push.script)
-                for target, fields in references.items():
-                    self._told(pipe, tx, target, fields)
+                for target, told in references.items():
+                    self._told(pipe, target, told)
                 words = pipe.execute(raise_on_error=False)
             for answer in (*before, *words, answers):
                 if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
                     raise answer
         return answers or [], [target for target, word in zip(references, words, strict=True) if word]
 
-    def _told(self, pipe: Any, tx: str, target: str, fields: Sequence[str]) -> None:
+    def _told(self, pipe: Any, target: str, told: Sequence[Reference]) -> None:
         outbox = outbox_for(self.site, target)
-        told = [bytes(Reference(tx, field)) for field in fields]
-        pipe.evalsha(self._push.sha, 3, outbox, f"{outbox}:lease", f"{outbox}:rung", KEPT_MS, RUNG_MS, *told)
+        keys = (outbox, f"{outbox}:lease", f"{outbox}:rung")
+        pipe.evalsha(self._push.sha, len(keys), *keys, KEPT_MS, RUNG_MS, *map(bytes, told))
 
     def answers(self, tx: str, seconds: float) -> list[bytes]:
         """Answers; waits for the first."""

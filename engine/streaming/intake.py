@@ -17,7 +17,7 @@ from engine.shareable import Shareable
 from engine.streaming.chunk import COMPLETE, SHARED, Header, Topic, answer_frame, is_tx
 from engine.streaming.fabric import ALIVE_MS, CONTEXT, END, Reference, StreamFabric
 from engine.streaming.journal import Journal
-from engine.streaming.session import PRODUCER_LOST, Arrival, Sessions
+from engine.streaming.session import PRODUCER_LOST, Arrival, Missing, Sessions
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.stream")
@@ -26,7 +26,6 @@ STREAMS = 64  # that are taken in at the same time
 MOST = 64  # references of one look
 LOOK = 0.2  # seconds
 IDLE = 1.0  # seconds without an object, until somebody looks whether the producer lives
-LINGER = 3.0  # seconds that a stream's thread outlives it, for objects that come again
 
 
 class Intake:
@@ -111,7 +110,7 @@ class Intake:
                 stream = self._threads[reference.tx] = _Stream(self, reference.tx)
                 stream.start()
             if stream is not None:
-                stream.put(reference.field)
+                stream.put(reference)
                 return
         self.fabric.take_end(reference.tx, reference.field)
 
@@ -133,35 +132,34 @@ class _Stream(threading.Thread):
         self._intake = intake
         self._sessions = intake.sessions
         self._fabric = intake.fabric
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Reference | None] = queue.SimpleQueue()
         self._answers: list[bytes] = []
         self._missing_since: float | None = None
 
-    def put(self, field: str | None) -> None:
+    def put(self, reference: Reference | None) -> None:
         """An object, or a notice, of the stream is there; None: end."""
-        self._queue.put(field)
+        self._queue.put(reference)
 
     def empty(self) -> bool:
         """Nothing waits."""
         return self._queue.empty()
 
     def run(self) -> None:
-        """Until nothing comes any more."""
-        idle_since = time.monotonic()
+        """Until the stream is over, and nothing of it waits."""
         while True:
             try:
-                field = self._queue.get(timeout=0.0 if self._answers else IDLE)
-                if field is None:
+                busy = self._answers or self._sessions.get(self.tx) is None
+                reference = self._queue.get(timeout=0.0 if busy else IDLE)
+                if reference is None:
                     return
-                idle_since = time.monotonic()
                 self._missing_since = None
-                self._take(field)
+                self._take(reference.field, reference.first)
             except queue.Empty:
                 if self._answers:
                     self._flush()
                 elif self._sessions.get(self.tx) is not None:
                     self._look()
-                elif time.monotonic() - idle_since > LINGER and self._intake.forget(self):
+                elif self._intake.forget(self):
                     return
             except Exception:
                 log.exception("an object of stream %s could not be taken in", self.tx)
@@ -174,7 +172,7 @@ class _Stream(threading.Thread):
         except LogUnavailable as error:
             log.debug("answers got lost, and will be asked for: %s", error)
 
-    def _take(self, field: str) -> None:
+    def _take(self, field: str, first: int) -> None:
         name, _, whom = field.partition(":")
         if name == END:
             self._flush()
@@ -190,11 +188,11 @@ class _Stream(threading.Thread):
             return
         if frame is None:
             return  # its stream is over, or the fabric is another by now: then it comes again
-        answer = self._answer(field, frame)
+        answer = self._answer(field, frame, first)
         if answer is not None:
             self._answers.append(answer)
 
-    def _answer(self, field: str, frame: bytes) -> bytes | None:
+    def _answer(self, field: str, frame: bytes, first: int) -> bytes | None:
         """What is said to an object; None: nothing, and it comes again."""
         try:
             envelope = envelope_of(frame)
@@ -218,10 +216,18 @@ class _Stream(threading.Thread):
         ):
             return self._refused(envelope, CellReturnCode.INVALID_REQUEST, "its headers and its frame differ")
         arrival = Arrival(
-            obj, envelope.sender, envelope.size, envelope.sha256, envelope.sealed, lambda: self._context(envelope)
+            obj,
+            envelope.sender,
+            envelope.size,
+            envelope.sha256,
+            envelope.sealed,
+            context=lambda: self._context(envelope),
+            first=first,
         )
         try:
             reply = self._sessions.take(arrival)
+        except Missing:
+            return None
         except FlightlogError as error:
             log.warning("an object of %s waits: %s", self.tx, error)
             return None

@@ -27,6 +27,7 @@ log = logging.getLogger("flightlog.stream")
 KEPT_REPLIES = 256  # of one stream, for objects that come again
 KEPT_ENDS = 1000  # streams that are over
 SAID_EVERY = 1.0
+REGISTER_WITHIN = 5.0  # seconds after the start in which a stream that was under way finds its factory
 CONSUMER_LOST = "CONSUMER_LOST"
 PRODUCER_LOST = "PRODUCER_LOST"
 
@@ -52,6 +53,8 @@ class Arrival(NamedTuple):
         size: bytes of its payload.
         sha256: of them.
         context: the stream's, for a process that does not know it; None: it cannot be had.
+        first: the first that we had not answered when this was sent; None: that is not told, and nothing that is
+            not answered comes again by itself.
     """
 
     obj: Shareable
@@ -60,6 +63,11 @@ class Arrival(NamedTuple):
     sha256: bytes = b""
     secure: bool = False
     context: Callable[[], dict[str, Any] | None] | None = None
+    first: int | None = None
+
+
+class Missing(Exception):
+    """An object came before one that is missing; both come again."""
 
 
 @dataclass(eq=False)
@@ -124,6 +132,7 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._ended: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
+        self._since = time.monotonic()
         #: The run is over: nothing more is taken in.
         self.aborted = threading.Event()
 
@@ -187,6 +196,7 @@ class Sessions:
 
         Raises:
             FlightlogError: that a stream begins cannot be recorded, so it does not; it is to come again.
+            Missing: so are this object, and one before it.
         """
         obj = arrival.obj
         tx = obj.get_header(Header.TX_ID)
@@ -200,6 +210,13 @@ class Sessions:
             self.end(tx, ReturnCode.TASK_ABORTED, "the run is over")
             return make_reply(ReturnCode.TASK_ABORTED)
         registered = self._found(channel, topic)
+        if (
+            registered is None
+            and arrival.first is not None
+            and seq > 0
+            and time.monotonic() - self._since < REGISTER_WITHIN
+        ):
+            raise Missing  # we have just come back, and who consumes it is about to say so
         if registered is None:
             log.error("nobody takes in streams of %s:%s", channel[:100], topic[:100])
             return failure(ReturnCode.EXECUTION_EXCEPTION, f"nobody takes in streams of {channel}:{topic}"[:300])
@@ -260,9 +277,9 @@ class Sessions:
             log.exception("a stream of %s has no consumer", arrival.sender)
             why, at, consumer = f"{type(error).__name__}: {error}"[:300], None, None
         code: str = ReturnCode.EXECUTION_EXCEPTION
-        if not why and (at is None or not _is_number(at) or at < seq):
+        if not why and (at is None or not _is_number(at) or at < (arrival.first or 0)):
             code, at = CONSUMER_LOST, None
-            why = f"the process that consumed it died, and the consumer cannot go on with object {seq}"
+            why = "the process that consumed it died, and the consumer cannot go on"
         if why:
             session.over = True
             self._close(session, code, why)
@@ -295,6 +312,8 @@ class Sessions:
             return self._bad(arrival, session.tx, "the stream is over")
         if arrival.sender != session.sender:
             return self._bad(arrival, session.tx, f"the stream is {session.sender}'s")
+        if seq > session.next and arrival.first is not None:
+            raise Missing
         if seq > session.next:
             return self._bad(arrival, session.tx, f"object {session.next} is missing before {seq}")
         session.moved = time.monotonic()

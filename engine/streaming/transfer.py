@@ -20,7 +20,7 @@ from engine.context import FLContext
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, PayloadTooLarge
 from engine.shareable import Shareable, make_reply
 from engine.streaming.chunk import COMPLETE, Framer, Header, Topic, addressed, sent_context
-from engine.streaming.fabric import CONTEXT, END, lane_to
+from engine.streaming.fabric import CONTEXT, END, Reference, lane_to
 from engine.streaming.spec import ObjectProducer, StreamContext, StreamContextKey
 from engine.streaming.window import Flying, Window
 from events.bodies.transfers import TransferClosed, TransferOpened, TransferProgress, TransferResumed
@@ -34,6 +34,7 @@ log = logging.getLogger("flightlog.stream")
 
 LOOK = 0.1  # seconds of a wait for answers, until the abort signal is looked at again
 UNSTICK_AFTER = 0.3  # seconds without an answer, until somebody looks what is in the way
+UNKNOWN_AFTER = 3.0  # seconds: a fabric that has just come up knows nobody yet
 AGAIN_MOST = 15.0  # seconds between two hand-overs of the same reference, at most
 REWRITES = 3  # times that a target may find an object altered
 PATIENCE = 5.0  # seconds that a caller waits for a record that is away, for its transfer's end
@@ -119,9 +120,6 @@ class Transfer:
 
     def _run(self) -> tuple[str, str, Any]:
         over = False
-        for target in self._names:
-            if not self._reachable(partial(self._fabric.known, target), True):
-                self._window.fail(target, ReturnCode.COMMUNICATION_ERROR, f"nobody was ever at {target}")
         while True:
             if self._told_to_end():
                 return ReturnCode.TASK_ABORTED, "it was aborted", None
@@ -197,7 +195,7 @@ class Transfer:
         frames = flying.frames
         if self._unsaid and self._context:
             frames = {**self._context, **frames}
-        references = {target: [self._framer.field(flying.seq, target)] for target in alive}
+        references = {target: self._references(target, [flying]) for target in alive}
         if not references or self._away:
             return []
 
@@ -210,6 +208,11 @@ class Transfer:
 
         found: list[bytes] = self._reachable(put, [])
         return found
+
+    def _references(self, target: str, waiting: Sequence[Flying]) -> list[Reference]:
+        first = self._window.first(target)
+        number = first.seq if first is not None else 0
+        return [Reference(self.tx, self._framer.field(flying.seq, target), number) for flying in waiting]
 
     def _ring(self, targets: Sequence[str]) -> None:
         for target in targets:
@@ -292,6 +295,9 @@ class Transfer:
         there, holder = self._fabric.look(self.tx, field, target)
         known = self._holders.setdefault(target, holder)
         waiting = self._window.unanswered(target)
+        if not holder and now - self._began > UNKNOWN_AFTER and not self._fabric.known(target):
+            self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"nobody was ever at {target}")
+            return
         if not there:
             self._refer(target, waiting, frames=True)
             self._resumed(first.seq, "the fabric had lost it")
@@ -318,9 +324,7 @@ class Transfer:
             for flying in waiting:
                 field = self._framer.field(flying.seq, target)
                 laid[field] = flying.frames[field]
-        answers, ring = self._fabric.put(
-            self.tx, laid, {target: [self._framer.field(flying.seq, target) for flying in waiting]}
-        )
+        answers, ring = self._fabric.put(self.tx, laid, {target: self._references(target, waiting)})
         self._unsaid = self._unsaid and not frames
         self._ring(ring)
         self._take(answers)
