@@ -17,7 +17,7 @@ _SAID = {
 }
 
 BLIND = (
-    "It lists what was sent through Flightlog: aux messages, results of tasks, answers. What an app sends through "
+    "It lists what was sent through Flightlog: messages, results, answers, streams. What an app sends through "
     "sockets of its own is not seen; `network` says whether its run had the network (start it with --network none)."
 )
 
@@ -33,6 +33,7 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
     """
     rows: list[dict[str, Any]] = []
     asked: dict[str, dict[str, Any]] = {}
+    streams: dict[str, list[dict[str, Any]]] = {}
     networks: dict[str, str] = {}
     for event in events:
         subject = job_of(event.subject)
@@ -52,6 +53,13 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
             begun["outcome"] = "not answered" if left else f"not sent ({event.body['code']})"
         elif event.type in _SAID and (done := asked.get(event.body["id"])):
             done["outcome"] = _SAID[event.type]
+        elif event.type == "TransferOpened" and event.body["direction"] == "out":
+            streams[event.body["id"]] = [
+                r for r in _stream_rows(event, subject, networks) if _counts(r, site, job, since)
+            ]
+            rows += streams[event.body["id"]]
+        elif event.type in ("TransferProgress", "TransferClosed") and event.body["direction"] == "out":
+            _streamed(streams.get(event.body["id"], []), event)
         elif event.type == "AuxHandled" and event.body["reply"]:
             row = _row(event, subject, networks)
             row["outcome"] = "answer"
@@ -76,9 +84,9 @@ def totals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _row(event: Event, job: str | None, networks: dict[str, str]) -> dict[str, Any]:
+def _row(event: Event, job: str | None, networks: dict[str, str], **instead: Any) -> dict[str, Any]:
     rest = event.rest()
-    body = rest["body"]
+    body = {**rest["body"], **instead}
     return {
         "time": iso(event.ms),
         "ms": int(event.ms),
@@ -95,6 +103,31 @@ def _row(event: Event, job: str | None, networks: dict[str, str]) -> dict[str, A
         "network": networks.get(job) if job else None,
         "outcome": "waiting",
     }
+
+
+def _stream_rows(event: Event, job: str | None, networks: dict[str, str]) -> list[dict[str, Any]]:
+    """A row for each target of a stream."""
+    return [
+        {**_row(event, job, networks, target=target, size=0, digest=None), "outcome": "under way"}
+        for target in event.body["targets"]
+    ]
+
+
+def _streamed(rows: Iterable[dict[str, Any]], event: Event) -> None:
+    """What left of a stream so far, or in all: what was handed over for a target counts, whether it took it in."""
+    body = event.body
+    for row in rows:
+        if event.type == "TransferProgress":
+            row["size"] = max(row["size"], body["bytes"])
+            continue
+        row["size"] = max(row["size"], body["left"].get(row["target"], 0))
+        row["digest"] = body["digest"]
+        code = body["codes"].get(row["target"], body["code"])
+        code = code if code != "OK" else body["code"]
+        least = " at least" if body["at_least"] else ""
+        row["outcome"] = "streamed" if code == "OK" else f"streamed in part{least} ({code})"
+        if not row["size"] and not body["at_least"]:
+            row["outcome"] = f"not sent ({code})"
 
 
 def _counts(row: dict[str, Any], site: str, job: str | None, since: int) -> bool:

@@ -295,6 +295,16 @@ class PayloadTooLarge(FlightlogError, ValueError):
     code, http, retry = "PAYLOAD_TOO_LARGE", 413, "no"
 
 
+class TransferFailed(FlightlogError, RuntimeError):
+    """A stream or a file did not come through to all of its targets.
+
+    The message says to which, and why. ``flightlog transfers`` shows how far it came; the same file sent again goes
+    on from there.
+    """
+
+    code, http, retry = "TRANSFER_FAILED", 502, "yes"
+
+
 class StreamerDown(FlightlogError, RuntimeError):
     """The engine's streamer is shut down, so nothing can be streamed any more.
 

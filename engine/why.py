@@ -112,6 +112,10 @@ def _abort(body: Mapping[str, Any], who: str) -> str:
     return f"{by} asked to abort it, with {body['grace']:g} s of grace.{_because(body)}"
 
 
+def _ends(body: Mapping[str, Any]) -> str:
+    return f"to {', '.join(body['targets'])}" if body["direction"] == "out" else f"from {body['sender']}"
+
+
 SENTENCES: dict[str, Said] = {
     "DeployRequested": _deploy,
     "DeploySucceeded": lambda b, who: f"The app was put in place: {b['files']} files, {_bytes(b['bytes'])}.",
@@ -159,6 +163,14 @@ SENTENCES: dict[str, Said] = {
     "AuxFailed": lambda b, who: f"Message {b['id'][:8]}… failed ({b['code']}): {b['why']}.",
     "AuxOutcomeUnknown": lambda b, who: f"What came of message {b['id'][:8]}… is not known: {b['why']}.",
     "AuxReplyLost": lambda b, who: f"The answer to message {b['id'][:8]}… was lost ({b['code']}): {b['why']}.",
+    "TransferOpened": lambda b, who: (
+        f"A stream {_ends(b)} began: {b['file'] or b['channel'] + ':' + b['topic']}, by {who}."
+    ),
+    "TransferResumed": lambda b, who: f"Stream {b['id'][:8]}… went on with object {b['at']}: {b['why']}.",
+    "TransferClosed": lambda b, who: (
+        f"Stream {b['id'][:8]}… ended ({b['code']}{': ' + b['why'] if b['why'] else ''}) "
+        f"after {b['objects']} objects, {_bytes(b['bytes'])}."
+    ),
     "MessageRefused": lambda b, who: f"A message from {b['sender']} was refused ({b['code']}): {b['why']}.",
     "JobLogConfigured": lambda b, who: f"{who} set its logging to {b['config']}.",
     "ErrorsReset": lambda b, who: f"{who} had it forget its errors.",

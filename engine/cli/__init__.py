@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import federation, jobs, keys, record, site
+from engine.cli import federation, jobs, keys, record, site, streams
 
 app = typer.Typer(
     name="flightlog",
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-for group in (jobs, record, site, federation, keys):
+for group in (jobs, record, site, federation, streams, keys):
     group.register(app)
 
 

@@ -297,6 +297,7 @@ class Transfer:
         waiting = self._window.unanswered(target)
         if not holder and now - self._began > UNKNOWN_AFTER and not self._fabric.known(target):
             self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"nobody was ever at {target}")
+            self._window.targets[target].left = 0  # nobody could take it
             return
         if not there:
             self._refer(target, waiting, frames=True)

@@ -1,4 +1,4 @@
-"""Both ends of a stream as processes of their own: a site that sends files when told to, a server that takes them in."""
+"""Both ends of a stream as processes of their own: a site that sends files, and a server that takes them in."""
 
 from __future__ import annotations
 
