@@ -7,9 +7,10 @@
 -- RETURNS  {HELD}   {LEFT}   {HANDED, left}   {STUCK}: the target is away or full   {OK, moved, left, others that wait}
 local is = redis.call('GET', KEYS[2])
 if is and is ~= ARGV[1] then return {'HELD'} end
+redis.call('DEL', KEYS[3]) -- the bell was heard
 local left = redis.call('LLEN', KEYS[1])
 if left == 0 and ARGV[6] == 'LEAVE' then
-  redis.call('DEL', KEYS[2], KEYS[3])
+  redis.call('DEL', KEYS[2])
   return {'LEFT'}
 end
 if ARGV[6] == 'HAND' then

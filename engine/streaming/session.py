@@ -252,6 +252,8 @@ class Sessions:
 
     def _begun(self, session: Session, arrival: Arrival, seq: int) -> Shareable | None:
         obj, tx = arrival.obj, session.tx
+        if seq > 0 and arrival.first == 0:
+            raise Missing  # nothing of it was ever answered: it begins with its first object, which is on its way
         given = obj.get_header(Header.CTX) if seq == 0 else arrival.context() if arrival.context else None
         if not isinstance(given, dict) or not given:
             why = "the first object has no context" if seq == 0 else f"a stream begins with object 0, not {seq}"

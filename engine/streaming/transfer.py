@@ -235,11 +235,11 @@ class Transfer:
 
     def _rewrite(self, target: str, seq: int) -> None:
         """A target found an object altered: it is laid down anew."""
-        flying, known = self._window.flying.get(seq), self._window.targets.get(target)
-        if flying is None or known is None:
+        flying = self._window.flying.get(seq)
+        if flying is None or target not in self._window.alive:
             return
-        known.rewrites += 1
-        if known.rewrites > REWRITES:
+        flying.rewrites += 1
+        if flying.rewrites > REWRITES:
             self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"object {seq} arrives altered, time and again")
             return
         self._refer(target, [flying], frames=True)
@@ -347,13 +347,14 @@ class Transfer:
         context = make_reply(ReturnCode.OK, {Header.CTX: sent_context(self._order.ctx)})
         context.set_header(Header.CHANNEL, self._order.channel)
         context.set_header(Header.TOPIC, self._order.topic)
-        return self._framer.frames(CONTEXT, context, self._names)[0]
+        # Where it is sealed, nothing lies under the plain name; that it is there says that the stream is open.
+        return {CONTEXT: b"", **self._framer.frames(CONTEXT, context, self._names)[0]}
 
-    def _end_frames(self, why: str) -> dict[str, bytes | None]:
+    def _end_frames(self, targets: list[str], why: str) -> dict[str, bytes | None]:
         """The notice that it is over, for each target."""
         notice = make_reply(ReturnCode.TASK_ABORTED, {Header.TX_ID: self.tx, Header.WHY: why or COMPLETE})
-        frames = self._framer.frames(END, notice, self._names, Topic.ABORT)[0]
-        return {f"{END}:{name}": frames[self._framer.field(END, name)] for name in self._names}
+        frames = self._framer.frames(END, notice, targets, Topic.ABORT)[0]
+        return {f"{END}:{name}": frames[self._framer.field(END, name)] for name in targets}
 
     def _opened(self) -> TransferOpened:
         return TransferOpened(
@@ -403,8 +404,9 @@ class Transfer:
             return
         try:
             self._fabric.forget(self.tx, self._names)
-            if self._window.made:
-                self._fabric.tell_end(self.tx, self._end_frames(why))
+            began = [name for name, target in self._window.targets.items() if target.left]
+            if began:
+                self._fabric.tell_end(self.tx, self._end_frames(began, why))
         except FlightlogError as error:
             log.warning("the targets of %s could not be told that it is over: %s", self.tx, error)
         window = self._window

@@ -20,6 +20,7 @@ class Flying:
         size: bytes of its payload.
         timeout: seconds within which each target is to answer.
         sent: when it was handed over.
+        rewrites: times that a target found it altered.
     """
 
     seq: int
@@ -28,6 +29,7 @@ class Flying:
     timeout: float
     sent: float
     replies: dict[str, Shareable] = field(default_factory=dict)
+    rewrites: int = 0
 
     @property
     def weight(self) -> int:
@@ -51,7 +53,6 @@ class Target:
     acknowledged: int = 0
     left: int = 0
     failed: tuple[str, str] | None = None
-    rewrites: int = 0
 
 
 class Window:
@@ -112,7 +113,6 @@ class Window:
             return False
         flying.replies[target] = reply
         known.moved = now
-        known.rewrites = 0
         known.acknowledged += 1
         return True
 
