@@ -8,9 +8,16 @@ import time
 
 from rich.console import Console
 
-from benchmarks import append, calls, harness, messages, replay, site
+from benchmarks import append, calls, harness, messages, replay, site, streams
 
-GROUPS = {"append": append.run, "replay": replay.run, "calls": calls.run, "messages": messages.run, "site": site.run}
+GROUPS = {
+    "append": append.run,
+    "replay": replay.run,
+    "calls": calls.run,
+    "messages": messages.run,
+    "streams": streams.run,
+    "site": site.run,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,10 @@ from rq import Queue, SimpleWorker
 from engine.cell.cell import FabricCell
 from engine.cell.keys import KeyRing
 from engine.cell.message import CellChannel, Message
+from engine.context import FLContext
+from engine.federation.server import FederationServer
 from engine.shareable import Shareable
+from engine.streaming import ConsumerFactory, ObjectConsumer, StreamContext
 
 #: How the names of cells begin whose handler never returns.
 DEAF = "deaf-"
@@ -91,6 +95,31 @@ def rq_worker(url: str) -> None:
     worker.work(logging_level="WARNING")
 
 
+class Drop(ObjectConsumer):
+    """Takes in objects, and drops them."""
+
+    def consume(self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[bool, None]:
+        """See ``ObjectConsumer``."""
+        assert len(shareable["data"])
+        return True, None
+
+
+class Drops(ConsumerFactory):
+    """Makes them."""
+
+    def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
+        """See ``ConsumerFactory``."""
+        return Drop()
+
+
+def sink(url: str) -> None:
+    """A server that takes in streams, until the end of the input."""
+    with tempfile.TemporaryDirectory() as folder, FederationServer(folder, fabric_url=url) as server:
+        server.register_stream_processing("bench", "sink", Drops())
+        print("up", flush=True)
+        sys.stdin.read()
+
+
 def _ends_with_input() -> None:
     sys.stdin.read()
     os._exit(0)  # handlers that never return are not waited for
@@ -101,9 +130,12 @@ def main() -> None:
     parser.add_argument("url", help="of the fabric")
     parser.add_argument("names", nargs="*", default=["server"], help="of cells")
     parser.add_argument("--keys", type=Path, help="folder of the cell's keys")
+    parser.add_argument("--sink", action="store_true", help="take in streams, and drop their objects")
     parser.add_argument("--beside", choices=("rq", "bare"), help="be this instead of cells")
     args = parser.parse_args()
-    if args.beside is None:
+    if args.sink:
+        sink(args.url)
+    elif args.beside is None:
         Echo(args.url, args.names, args.keys).serve()
         os._exit(0)
     threading.Thread(target=_ends_with_input, daemon=True).start()

@@ -71,7 +71,7 @@ Trip = Callable[[], object]
 
 def run(notes: Console) -> Result:
     """Measure the group."""
-    theirs = _theirs(os.environ.get(THEIRS, ""))
+    nvflare = theirs()
     with scratch() as folder:
         options: dict[str, Any] = {"deploy_timeout": PATIENCE, "start_timeout": PATIENCE}
         with ClientEngine.open(site=SITE, workspace=folder / "ws", workers=2, **options) as engine:
@@ -90,7 +90,7 @@ def run(notes: Console) -> Result:
                 bench.send_many(names, crowd)
             notes.print(f"messages: {SENDS} sends to {TARGETS} targets")
             bench.close()
-            bench.tell(result, theirs)
+            bench.tell(result, nvflare)
         return result
 
 
@@ -295,7 +295,7 @@ class Bench:
 
     # -- telling
 
-    def tell(self, result: Result, theirs: dict[str, Any] | None) -> None:
+    def tell(self, result: Result, nvflare: dict[str, Any] | None) -> None:
         """Rows from what was taken, and all of it as samples."""
         for name in self.took:
             result.keep(f"{name}, s", self.all(name))
@@ -316,7 +316,7 @@ class Bench:
         ours, against = ([statistics.median(block) for block in self.took[n]] for n in (name, other))
         return spread(ratios(ours, against), two)
 
-    def _tell_alone(self, result: Result, theirs: dict[str, Any] | None) -> None:
+    def _tell_alone(self, result: Result, nvflare: dict[str, Any] | None) -> None:
         for size in (SMALL, LARGE):
             name, floor, sealed = (_alone(what, size) for what in ("aux", "bare streams", "sealed aux"))
             p50, p99 = statistics.median(self.all(name)), percentile(self.all(name), 0.99)
@@ -338,7 +338,7 @@ class Bench:
                 rq = _alone("RQ", size)
                 against = f"RQ {_shown(self.all(rq))}"
                 result.add(Row(what=BESIDE_RQ, ours="", against=against, figure=self.ratio(name, rq)))
-            result.add(_beside_nvflare(theirs, name, self.all(name)))
+            result.add(_beside_nvflare(nvflare, name, self.all(name)))
             result.add(
                 Row(
                     what=_alone("sealed aux round trip", size),
@@ -359,7 +359,7 @@ class Bench:
             )
         )
 
-    def _tell_together(self, result: Result, theirs: dict[str, Any] | None) -> None:
+    def _tell_together(self, result: Result, nvflare: dict[str, Any] | None) -> None:
         for size in (SMALL, LARGE):
             name, rq = _many("aux", size), _many("RQ", size)
             rates = self.rates[name]
@@ -375,7 +375,7 @@ class Bench:
                 against = f"RQ {spread(self.rates[rq], _rate)}, {_p50_p99(self.all(rq))}"
                 figure = spread(ratios(rates, self.rates[rq]), two)
                 result.add(Row(what=BESIDE_RQ, ours="", against=against, figure=figure))
-                result.add(_beside_nvflare(theirs, name, self.all(name), rates))
+                result.add(_beside_nvflare(nvflare, name, self.all(name), rates))
 
     def _tell_sends(self, result: Result) -> None:
         count, hearing = SENDS // SEND_ROUNDS, (TARGETS - DEAF_ONES) / TARGETS
@@ -432,19 +432,20 @@ def _rate(value: float) -> str:
     return f"{value:.0f}/s"
 
 
-def _theirs(path: str) -> dict[str, Any] | None:
+def theirs() -> dict[str, Any] | None:
     """The file of an earlier run of NVFLARE's own; None where none is named."""
+    path = os.environ.get(THEIRS, "")
     return json.loads(Path(path).read_text()) if path else None
 
 
 def _beside_nvflare(
-    theirs: dict[str, Any] | None, name: str, ours: Sequence[float], rates: Sequence[float] = ()
+    nvflare: dict[str, Any] | None, name: str, ours: Sequence[float], rates: Sequence[float] = ()
 ) -> Row:
     """Beside what NVFLARE took in a run of its own: medians, and no pairs, since it was another minute."""
     what = "- beside NVFLARE's own, in a run of its own"
-    if theirs is None:
+    if nvflare is None:
         return Row(what=what, ours="", against="not measured here")
-    about, samples = theirs["machine"], theirs["samples"]
+    about, samples = nvflare["machine"], nvflare["samples"]
     values, of_rates = samples[f"{name}, s"], samples.get(f"{name}, requests/s", ())
     shown = f"{spread(of_rates, _rate)}, {_p50_p99(values)}" if rates else _shown(values)
     mine, other = (rates, of_rates) if rates else (ours, values)

@@ -25,6 +25,7 @@ from engine.calls.abort import abort, declare_lost
 from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.notify import notify
+from engine.calls.share import share_log
 from engine.calls.start import Started
 from engine.cell.message import Message
 from engine.cell.protocol import Cell
@@ -67,6 +68,7 @@ from engine.starting import Starts
 from engine.streaming.files import CHANNEL as FILES
 from engine.streaming.files import CHUNK, FileFactory
 from engine.streaming.files import TOPIC as FILE
+from engine.streaming.joblogs import JobLogs
 from engine.streaming.sending import Files, SentFile
 from engine.streaming.session import Callback
 from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
@@ -138,10 +140,12 @@ class ClientEngine:
         self._components = Components(self._core, client, self)
         self._holdings = Holdings(self._core, self._components)
         self._starts = Starts(self._core, self._components, self._holdings, owner=self.role == "owner")
-        self._reactor = Reactor(self._core, self._components, self._holdings)
-        self._comm = Comm(self._core, self._components, self._core.site.settings.federation or "server")
+        server = self._core.site.settings.federation or "server"
+        self._comm = Comm(self._core, self._components, server)
         self._talk = JobTalk(self._core, self._comm)
         self._files = Files(self._core, self._comm.streams, self._components.context)
+        self._logs = JobLogs(self._core, self._comm.streams, self._components.context, server)
+        self._reactor = Reactor(self._core, self._components, self._holdings, also=self._logs.see)
         self._member: Member | None = None
         self._pool: PoolChild | None = None
         self._opened = False
@@ -223,6 +227,7 @@ class ClientEngine:
             self._member.start()
         if self.role == "owner":
             self._files.resume()
+            self._logs.start()
 
     def _sweep(self) -> None:
         """Blobs that no intent needs any more."""
@@ -633,6 +638,18 @@ class ClientEngine:
         """
         self._comm.streams.register(FILES, FILE, FileFactory(folder))
 
+    def share_log(self, job_id: str, what: Literal["off", "errors", "live"]) -> None:
+        """Decide what the server is sent of a job's log; without a decision the setting ``stream_logs`` counts.
+
+        Args:
+            job_id: of which job.
+            what: nothing; the error log when the job ends; that, and its output as it grows.
+
+        Raises:
+            JobIdInvalid, ArgumentInvalid: bad input. JobUnknown: the record does not know the job.
+        """
+        share_log(self._core, job_id, what)
+
     def shutdown_streamer(self) -> None:
         """End all streams that go out, and take on no more."""
         self._comm.streams.shutdown()
@@ -698,6 +715,7 @@ class ClientEngine:
         if self._pool is not None:
             self._pool.stop()
         self._reactor.stop()
+        self._logs.stop()
         if self._member is not None:
             self._member.stop()
         self._comm.close()

@@ -343,6 +343,7 @@ LAST_WRITER: dict[str, Callable[[Fact], dict[str, str]]] = {
         "output_sha256": fact.body["sha256"],
     },
     "JobSettled": lambda fact: {"settled": str(fact.body["attempt"])},
+    "LogSharingSet": lambda fact: {"log_sharing": fact.body["what"]},
     "TaskStarted": lambda fact: {"task": fact.body["task"], "task_since": fact.ms},
     "TaskDone": lambda fact: {"task": "", "task_since": "", "last_task": f"{fact.body['task']} {fact.body['code']}"},
 }

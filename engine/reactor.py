@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import cast
 
 from engine.components import Components
@@ -40,9 +41,17 @@ class Reactor:
         core: the engine's.
         components: told of launches and ends.
         holdings: what jobs hold.
+        also: told of every event, after the components; it may raise ``FlightlogError``.
     """
 
-    def __init__(self, core: Core, components: Components, holdings: Holdings) -> None:
+    def __init__(
+        self,
+        core: Core,
+        components: Components,
+        holdings: Holdings,
+        also: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._also = also
         self._core = core
         self._components = components
         self._holdings = holdings
@@ -100,7 +109,9 @@ class Reactor:
         elif event.type in ENDS:
             self._settle(job, int(event.body["attempt"]), event.type, event.position)
         else:
+            self._also(event)
             return False
+        self._also(event)
         return True
 
     def _tell(self, what: str, job: str) -> None:

@@ -172,6 +172,7 @@ SENTENCES: dict[str, Said] = {
         f"after {b['objects']} objects, {_bytes(b['bytes'])}."
     ),
     "MessageRefused": lambda b, who: f"A message from {b['sender']} was refused ({b['code']}): {b['why']}.",
+    "LogSharingSet": lambda b, who: f"{who} set what the server is sent of its log to: {b['what']}.{_because(b)}",
     "JobLogConfigured": lambda b, who: f"{who} set its logging to {b['config']}.",
     "ErrorsReset": lambda b, who: f"{who} had it forget its errors.",
     "CallRefused": lambda b, who: f"{who} called {b['method']} and was refused ({b['code']}): {b['message']}",

@@ -70,6 +70,7 @@ def _serve(
     chosen = where()
     with FederationServer(chosen.folder, name=name, fabric_url=chosen.fabric_url or "", secure=secure) as peer:
         peer.receive_files(chosen.folder / "received")
+        peer.receive_logs(chosen.folder / "logs")
         err.print(f"[bold]{text(name)}[/] is there. Sites join it with:")
         err.print(
             f"  FLIGHTLOG_FEDERATION={text(name)} FLIGHTLOG_FABRIC_URL={text(peer.fabric_url)} "

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     site_command(app, PANEL, "transfers")(transfers_)
     site_command(app, PANEL)(send)
+    site_command(app, PANEL, "share-logs")(share_logs)
 
 
 def transfers_(
@@ -169,3 +170,15 @@ def _watched(engine: ClientEngine, file: Path, to: list[str], job: str | None, s
             stop.set()
             watcher.join(2)
             store.client.close()
+
+
+def share_logs(
+    job: Annotated[str, typer.Argument(help="Id of the job.")],
+    what: Annotated[str, typer.Argument(help="off, errors (its error log when it ends), or live (its output too).")],
+    reason: Annotated[str | None, typer.Option(help="Why; goes on the record.")] = None,
+) -> int:
+    """Decide what the server is sent of a job's log. Nothing, unless somebody decides so: logs can hold anything."""
+    with acting() as engine:
+        engine.share_log(job, what)  # type: ignore[arg-type] # it says what it can be
+    fields({"job": job, "shared": what}, where().how)
+    return 0

@@ -32,6 +32,9 @@ from engine.streaming.files import CHANNEL as FILES
 from engine.streaming.files import TOPIC as FILE
 from engine.streaming.files import FileFactory
 from engine.streaming.intake import Intake
+from engine.streaming.logs import CHANNEL as LOGS
+from engine.streaming.logs import TOPIC as LOG
+from engine.streaming.logs import LogFactory
 from engine.streaming.session import Callback, Sessions
 from engine.streaming.spec import ConsumerFactory
 from engine.tasking import TASK_ID, TaskTopic
@@ -293,6 +296,14 @@ class FederationServer:
             ArgumentInvalid: it is no folder, or files are taken in already.
         """
         self.register_stream_processing(FILES, FILE, FileFactory(folder))
+
+    def receive_logs(self, folder: Path | str) -> None:
+        """Take in logs of jobs that sites send: ``<folder>/<site>/<job>/<attempt>-<name>``.
+
+        Raises:
+            ArgumentInvalid: logs are taken in already.
+        """
+        self.register_stream_processing(LOGS, LOG, LogFactory(folder))
 
     def send_aux_request(
         self, targets: Sequence[str], topic: str, request: Shareable, timeout: float, *, secure: bool = False

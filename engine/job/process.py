@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from engine.actors import set_process_actor
@@ -27,6 +28,7 @@ from engine.job.grant import Grant
 from engine.job.kept_errors import KeptErrors
 from engine.job.tasks import Tasks
 from engine.site import Site
+from engine.streaming.joblogs import ERRORS
 from engine.streaming.streams import Streams
 from events.envelope import Actor
 from events.errors import LogUnavailable
@@ -52,6 +54,7 @@ class JobProcess:
         set_process_actor(Actor(id=self.fqcn, kind="job", auth="os-uid"))
         self.kept = KeptErrors()
         logging.getLogger().addHandler(self.kept)
+        logging.getLogger().addHandler(_error_log(self.site.workspace.run(grant.job)))
         self._told = threading.Event()
 
     def run(self) -> int:
@@ -152,3 +155,11 @@ class JobProcess:
         self._told.set()
         if hasattr(self, "tasks"):
             threading.Thread(target=self.tasks.end, name="end", daemon=True).start()
+
+
+def _error_log(run: Path) -> logging.Handler:
+    """Errors of the run, in a file of their own; made with the first."""
+    handler = logging.FileHandler(run / ERRORS, mode="w", delay=True)
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    return handler

@@ -269,6 +269,8 @@ class Sessions:
             StreamContextKey.SENDER: arrival.sender,
             StreamContextKey.END_STREAM: lambda rc, fl_ctx: self.end(tx, str(rc), "the consumer ended it"),
         }
+        if seq > 0:
+            session.ctx[StreamContextKey.ANSWERED] = arrival.first or 0
         if self._journal is not None:
             self._journal.opened(self._opened(session))
         try:

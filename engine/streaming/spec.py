@@ -20,6 +20,8 @@ class StreamContextKey:
     END_STREAM: Final = "__end_stream__"
     #: The transfer's id, as on the record.
     TX_ID: Final = "__tx_id__"
+    #: At a receiver that goes on after a death: how many objects the producer knows to be taken in.
+    ANSWERED: Final = "__answered__"
     #: FQCN of the sender.
     SENDER: Final = "__sender__"
 

@@ -10,6 +10,7 @@ from typing import Any
 from engine.cell.cell import FabricCell
 from engine.cell.digests import Digests
 from engine.cell.keys import KeyRing
+from engine.cell.protocol import root_of
 from engine.context import FLContext
 from engine.core import Core
 from engine.errors import CellMissing, StreamerDown
@@ -96,6 +97,11 @@ class Streams:
             kind = f"{type(factory).__module__}.{type(factory).__qualname__}"
             registered = HandlerRegistered(topic=f"stream {channel}:{topic}"[:500], handler=kind[:200])
             self._core.site.jobs.note(call, [registered], self._job)
+
+    def trusts(self, target: str) -> bool:
+        """Whether a target has a key here, so that streams to it can be sealed."""
+        ring = self._found().ring
+        return ring is not None and ring.trusts(root_of(target))
 
     def _found(self) -> Streamer:
         until = time.monotonic() + self._core.site.settings.cell_wait

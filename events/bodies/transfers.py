@@ -73,3 +73,13 @@ class TransferClosed(OfTransfer):
     digest: str | None = Field(
         default=None, description="keyed digest of the whole: of the digests of all objects, in order"
     )
+
+
+class LogSharingSet(Body):
+    """Somebody decided what the server is sent of a job's log. Logs can hold what nobody should see."""
+
+    type: Literal["LogSharingSet"] = "LogSharingSet"
+    what: Literal["off", "errors", "live"] = Field(
+        description="nothing; the error log when the job ends; that, and its output as it grows"
+    )
+    reason: Personal | None = None
