@@ -53,6 +53,7 @@ class Blob(ObjectProducer):
 
 def run(notes: Console) -> Result:
     """Measure the group."""
+    nvflare = theirs()
     with scratch() as folder, ClientEngine.open(site=SITE, workspace=folder / "ws", workers=2) as engine:
         result = Result("streams", machine(engine.site.jobs.store))
         url = engine.site.servers.fabric_url
@@ -62,7 +63,7 @@ def run(notes: Console) -> Result:
             memory = Memory(bench, sink, folder)
             took = alternating(bench.blocks(), ROUNDS)
             notes.print(f"streams: {ROUNDS} rounds")
-            _tell(result, took)
+            _tell(result, took, nvflare)
             memory.tell(result)
         return result
 
@@ -108,8 +109,7 @@ class Bench:
             thread.join()
 
 
-def _tell(result: Result, took: dict[str, list[float]]) -> None:
-    nvflare = theirs()
+def _tell(result: Result, took: dict[str, list[float]], nvflare: dict[str, Any] | None) -> None:
     rates = {name: [TOTAL / 1e6 / one for one in seconds] for name, seconds in took.items()}
     for name, values in rates.items():
         result.keep(f"{name}, MB/s", values)

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         default=16, ge=1, le=1024, description="objects of one stream that may be on their way at once"
     )
     stream_window_bytes: int = Field(
-        default=24 * 2**20, gt=0, description="bytes that all streams of a process may have on their way at once"
+        default=16 * 2**20, gt=0, description="bytes that all streams of a process may have on their way at once"
     )
     stream_stall: float = Field(
         default=60, gt=0, description="seconds without an acknowledged object, after which a target is given up"
