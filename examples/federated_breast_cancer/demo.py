@@ -14,6 +14,7 @@ from typing import Any
 
 import baselines
 import fedavg
+import models
 import report
 
 from engine.archive import pack
@@ -45,6 +46,8 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         f"[bold]A server and {sites} sites[/] come up in {text(_short(folder))}, each with a record of its own."
     )
     with FederationServer(folder / "server") as server, _sites(folder, names, server.fabric_url):
+        streamed = models.Models(folder / "server" / "models")
+        server.register_stream_processing(models.CHANNEL, models.TOPIC, streamed)
         server.wait_for_sites(sites, PATIENCE)
         refused = {site: why for site, why in server.deploy(JOB, HERE.name, {}, pack(HERE / "app")).items() if why}
         if refused:
@@ -60,11 +63,13 @@ def run(folder: Path, sites: int, rounds: int) -> int:
             raise
         out.print("\n[bold]Who did how well:[/]")
         report.results(baselines.baselines(job.sites, rounds), baselines.accuracy(result.weights))
+        out.print("\n[bold]Models that the sites streamed to the server:[/]")
+        report.streamed(streamed.kept.values(), _short(streamed.folder))
         out.print("\n[bold]What each site sent out, by its own record:[/]")
         report.sent({name: _sent(folder / name) for name in names})
     out.print(f"\nAll of it took {time.monotonic() - began:.0f} s. [bold]Try next:[/]")
     place = f"-w {_short(folder)}/site-1"
-    for command in (f"why {JOB} {place}", f"egress --job {JOB} {place}", f"show {JOB} {place}"):
+    for command in (f"why {JOB} {place}", f"egress --job {JOB} {place}", f"transfers {place}"):
         out.print(f"  {text(_program())} {text(command)}")
     return 0
 

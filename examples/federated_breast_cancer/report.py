@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from engine.cli.output import out, text
 if TYPE_CHECKING:
     from baselines import Baselines
     from fedavg import Round
+    from models import Model
 
 
 class LiveRounds:
@@ -85,6 +86,20 @@ def results(compared: Baselines, federated: float, console: Console = out) -> No
     table.add_row("all in one place", str(rows), f"{malignant:.0%}", _percent(compared.centralised))
     console.print(table)
     console.print(f"Accuracy: on {compared.held_out} held-out rows, which no site has.")
+
+
+def streamed(kept: Iterable[Model], folder: str, console: Console = out) -> None:
+    """The models that came as streams.
+
+    Args:
+        kept: of all sites.
+        folder: where they are.
+        console: where it goes.
+    """
+    table = _table("SITE", ">ARRAYS", ">NUMBERS", "FILE")
+    for model in sorted(kept):
+        table.add_row(text(model.site), str(model.arrays), str(model.numbers), text(f"{folder}/{model.path.name}"))
+    console.print(table)
 
 
 def sent(by_site: Mapping[str, Sequence[Mapping[str, Any]]], console: Console = out) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import handover
 import model
 
 from engine.constants import ReturnCode
@@ -25,6 +26,8 @@ class Trainer(Executor):
     def __init__(self, epochs: int = 5, lr: float = 0.1, data: str = "data") -> None:
         super().__init__()
         self._epochs, self._lr, self._data = epochs, lr, data
+        #: What this site came to in its last round, before the others' were mixed in.
+        self._mine: dict[str, Any] = {}
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Any) -> Shareable:
         """Do a task.
@@ -38,7 +41,8 @@ class Trainer(Executor):
         Returns:
             To ``train``: the new ``weights``, the number of ``samples`` that they come from, and their ``loss`` and
             ``accuracy`` on rows of the site that they were not trained on. To ``validate``: the ``accuracy`` of the
-            given weights on these rows, and how many ``samples`` they are.
+            given weights on these rows, and how many ``samples`` they are; the site's own model goes to the server
+            as a stream beside it.
         """
         if task_name not in ("train", "validate"):
             return make_reply(ReturnCode.TASK_UNKNOWN)
@@ -52,6 +56,8 @@ class Trainer(Executor):
             self.log_error(fl_ctx, f"{task_name}: {type(error).__name__}: {error}")
             return make_reply(ReturnCode.BAD_TASK_DATA)
         if task_name == "validate":
+            if self._mine:
+                handover.hand_over(self._mine, number, fl_ctx)
             accuracy = model.accuracy(weights, share.x_valid, share.y_valid)
             return Shareable({"accuracy": accuracy, "samples": len(share.y_valid)})
 
@@ -59,6 +65,7 @@ class Trainer(Executor):
             if abort_signal.triggered:
                 return make_reply(ReturnCode.TASK_ABORTED)
             weights = model.step(weights, share.x, share.y, self._lr)
+        self._mine = weights
         loss = model.loss(weights, share.x_valid, share.y_valid)
         accuracy = model.accuracy(weights, share.x_valid, share.y_valid)
         metrics(round=number, loss=loss, accuracy=accuracy)
