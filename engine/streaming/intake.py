@@ -25,6 +25,7 @@ log = logging.getLogger("flightlog.stream")
 STREAMS = 64  # that are taken in at the same time
 MOST = 64  # references of one look
 LOOK = 0.2  # seconds
+PATIENCE = 1.5  # times the stall after which a stream is over with which a fabric went
 IDLE = 1.0  # seconds without an object, until somebody looks whether the producer lives
 
 
@@ -309,6 +310,10 @@ class _Stream(threading.Thread):
                 return
         except LogUnavailable:
             self._missing_since = None  # the fabric is away, which says nothing of the producer
+            session = self._sessions.get(self.tx)
+            if session is not None and time.monotonic() - session.moved > self._sessions.stall * PATIENCE:
+                # By now it has given us up.
+                self._sessions.end(self.tx, PRODUCER_LOST, "the fabric has been away for too long")
             return
         now = time.monotonic()
         if self._missing_since is None:

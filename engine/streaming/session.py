@@ -109,7 +109,7 @@ class Sessions:
         process: who we are, for the record: host:pid:start ticks.
         journal: records them, where there is a record.
         digest: keyed digest of a whole, where there is a record.
-        stall: seconds, for the record.
+        stall: seconds without an object after which a producer gives a stream up.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Sessions:
         self._process = process
         self._journal = journal
         self._digest = digest
-        self._stall = stall
+        self.stall = stall
         self._registry: dict[tuple[str, str], Registered] = {}
         self._open: dict[str, Session] = {}
         self._ended: OrderedDict[str, Session] = OrderedDict()
@@ -437,7 +437,7 @@ class Sessions:
             secure=session.secure,
             inside=root_of(session.sender) == root_of(self.own),
             window=1,
-            stall=self._stall,
+            stall=self.stall,
             process=self._process,
         )
 

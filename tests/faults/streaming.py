@@ -6,12 +6,18 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from engine.client_engine import ClientEngine
+from engine.constants import ReturnCode
+from engine.context import FLContext
 from engine.federation.server import FederationServer
+from engine.shareable import Shareable
+from engine.streaming import ConsumerFactory, ObjectConsumer, StreamContext, StreamContextKey
 from events.errors import FlightlogError
+from tests.integration.streams import Numbers
 from tests.support import QUICK, SITE, kill
 
 
@@ -92,17 +98,47 @@ def _send(engine: ClientEngine, path: str, targets: list[str], name: str) -> Non
         _say("sent", name=name, code=error.code, why=str(error), locations=None)
 
 
+class Slow(ObjectConsumer):
+    """Takes its time over each object, and says when it is over."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def consume(self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[bool, None]:
+        self.numbers.append(shareable["number"])
+        if len(self.numbers) == 3:
+            _say("consuming")
+        time.sleep(0.02)
+        return True, None
+
+    def finalize(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        _say("over", rc=str(stream_ctx[StreamContextKey.RC]), numbers=self.numbers)
+
+
+class Slowly(ConsumerFactory):
+    def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
+        return Slow()
+
+
+def _stream(engine: ClientEngine, count: int, name: str) -> None:
+    producer = Numbers(count, ends=lambda r: None if r["server"].get_return_code() == ReturnCode.OK else False)
+    code, _ = engine.stream_objects("c", "slow", {}, ["server"], producer, engine.new_context())
+    _say("streamed", name=name, code=str(code), why=str(producer.replies[-1]["server"].get_header("__why__", "")))
+
+
 def _sender(workspace: str, **settings: Any) -> None:
     with ClientEngine.open(site=SITE, workspace=workspace, workers=2, **{**QUICK, **settings}) as engine:
         _say("ready", fabric=engine.site.servers.fabric_url)
         for line in sys.stdin:
             asked = json.loads(line)
-            threading.Thread(target=_send, args=(engine,), kwargs=asked, daemon=True).start()
+            target = _send if "path" in asked else _stream
+            threading.Thread(target=target, args=(engine,), kwargs=asked, daemon=True).start()
 
 
 def _receiver(folder: str, fabric_url: str) -> None:
     with FederationServer(folder, fabric_url=fabric_url) as server:
         server.receive_files(Path(folder) / "received")
+        server.register_stream_processing("c", "slow", Slowly())
         _say("ready")
         for line in sys.stdin:
             threads = [

@@ -226,6 +226,47 @@ def _nothing_is_left(wire: Wire) -> None:
     until(lambda: not threads(), 20, "threads stay")
 
 
+def test_a_stream_whose_engine_dies_has_lost_its_producer_and_the_receiver_is_told(wire: Wire) -> None:
+    wire.sender.tell(count=10_000, name="lost")
+    assert wire.receiver.hear("consuming", 20) is not None
+    wire.sender.die()
+    wire.sender.start()
+    over = wire.receiver.hear("over", 30)
+    assert over is not None
+    assert over["rc"] == "PRODUCER_LOST"
+    assert over["numbers"] == list(range(len(over["numbers"])))
+    last = until(lambda: [e for e in wire.events() if e.type == "TransferClosed"][-1:], 20)[0]
+    assert (last.body["code"], last.body["at_least"]) == ("PRODUCER_LOST", True)
+    _nothing_is_left(wire)
+
+
+def test_a_stream_whose_consumer_died_and_cannot_go_on_ends_and_says_why(wire: Wire) -> None:
+    wire.receiver.said.clear()
+    wire.sender.tell(count=10_000, name="cut")
+    assert wire.receiver.hear("consuming", 20) is not None
+    wire.receiver.die()
+    wire.receiver.start()
+    said = wire.sender.hear("streamed", 40, name="cut")
+    assert said is not None
+    assert (said["code"], "the consumer cannot go on" in said["why"]) == ("ERROR", True), said
+    _nothing_is_left(wire)
+
+
+@pytest.mark.parametrize("what", ["worker", "fabric", "collector"])
+def test_a_stream_of_objects_is_seen_once_and_in_order_whatever_carries_it_dies(wire: Wire, what: str) -> None:
+    wire.receiver.said.clear()
+    wire.sender.tell(count=150, name=f"through-{what}")
+    assert wire.receiver.hear("consuming", 20) is not None
+    KILLS[what](wire)
+    said = wire.sender.hear("streamed", 60, name=f"through-{what}")
+    assert said is not None
+    assert said["code"] == "OK", said
+    over = wire.receiver.hear("over", 20)
+    assert over is not None
+    assert over["numbers"] == list(range(150))
+    _nothing_is_left(wire)
+
+
 def test_every_transfer_has_one_end_on_the_record(wire: Wire) -> None:
     opened = [event.body["id"] for event in wire.events() if event.type == "TransferOpened"]
     closed = [event.body["id"] for event in wire.events() if event.type == "TransferClosed"]

@@ -190,3 +190,60 @@ def test_a_server_in_a_sites_folder_is_refused(federation: Place) -> None:
     said = federation("server", "-w", str(federation.root))
     assert said.code == 2
     assert "site-1" in said.err
+
+
+def test_a_file_is_sent_from_the_shell_and_the_transfers_show_it(federation: Place) -> None:
+    hub = federation.begin("server", "-w", "hub")
+    assert hub.stderr is not None
+    url = next(found[1] for line in hub.stderr if (found := re.search(r"FLIGHTLOG_FABRIC_URL=(\S+)", line)))
+    federation.begin("up", "--site", "site-1", "--fabric-url", url)
+    until(lambda: federation("status").code == 0, 20)
+    data = bytes(range(256)) * 20_000
+    (federation.folder / "model.bin").write_bytes(data)
+
+    said = federation.ok("send", "model.bin", "--to", "server", "--json").json()
+    assert said == {"file": "model.bin", "sent_to": {"server": "model.bin"}}
+    assert (federation.folder / "hub" / "received" / "site-1" / "model.bin").read_bytes() == data
+    (row,) = federation.ok("transfers", "--json").json()
+    assert (row["what"], row["state"], row["direction"], row["peers"]) == ("model.bin", "done", "out", ["server"])
+    assert row["bytes"] > len(data)
+    assert "model.bin" in federation.ok("transfers").out
+    (left,) = [r for r in federation.ok("egress", "--json").json() if r["topic"] == "file"]
+    assert (left["outcome"], left["size"]) == ("streamed", row["bytes"])
+
+    again = federation.ok("send", "model.bin", "--to", "server", "--json").json()
+    assert again == said  # it is there, so nothing of it goes twice
+    assert federation.ok("transfers", "--json").json()[-1]["bytes"] < 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("send", "nothing.bin", "--to", "server"), 2, "nothing.bin does not exist"),
+        (("send", ".", "--to", "server"), 2, "is no file"),
+        (("send", "model.bin"), 2, "--to"),
+        (("send", "model.bin", "--to", "a b"), 2, "a b"),
+        (("send", "model.bin", "--to", "server", "--chunk", "0"), 2, "chunk"),
+        (("send", "model.bin", "--to", "nobody-there"), 1, "TRANSFER_FAILED"),
+        (("send", "model.bin", "--to", "server", "--secure"), 4, "KEY_UNKNOWN"),
+        (("transfers", "--job", "no job"), 2, "job_id"),
+        (("transfers", "--job", "never"), 5, "JOB_UNKNOWN"),
+        (("share-logs", "known", "all"), 2, "off, errors or live"),
+        (("share-logs", "never", "live"), 5, "JOB_UNKNOWN"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_in_words(
+    federation: Place, words: tuple[str, ...], code: int, told: str
+) -> None:
+    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
+    (federation.folder / "model.bin").write_bytes(b"x" * 1000)
+    said = federation(*words)
+    assert told in said.err + said.out, said
+    assert said.code == code, said
+    assert "Traceback" not in said.err
+
+
+def test_what_the_server_is_sent_of_a_log_is_decided_from_the_shell(federation: Place) -> None:
+    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
+    federation.ok("share-logs", "known", "live", "--reason", "they help us debug it")
+    assert "set what the server is sent of its log to: live" in federation.ok("why", "known").out
