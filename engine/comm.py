@@ -53,6 +53,7 @@ class Comm:
         self.notices = Notices(core)
         self.streams = Streams(core, components.context)
         self.aux = AuxRunner(core, components.context, lambda: self._sender, server=server)
+        self.streams.hear(self.aux)
 
     # -- the cell ------------------------------------------------------------------------------------
 
@@ -87,6 +88,8 @@ class Comm:
         if found is not self.cell:
             found.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic="*", cb=self.aux.handle)
             found.register_request_cb(channel=CellChannel.CLIENT_MAIN, topic=TOPIC, cb=self.notices.handle)
+            if not isinstance(found, FabricCell):
+                self.streams.through(self.aux, str(found.get_fqcn()), self.ring)
             was, self._sender = self._sender, self._sender_for(found)
             self.cell = found
             if was is not None:

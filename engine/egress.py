@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from engine.cell.protocol import root_of
+from engine.streaming.chunk import Topic
 from events.envelope import Event, iso
 from events.subjects import job_of
 
@@ -15,6 +16,9 @@ _SAID = {
     "AuxReplied": "answered",
     "AuxOutcomeUnknown": "unknown",
 }
+
+#: Topics of aux requests that carry a stream, which is counted as one.
+STREAMED = (Topic.REQUEST, Topic.ABORT)
 
 BLIND = (
     "It lists what was sent through Flightlog: messages, results, answers, streams. What an app sends through "
@@ -39,7 +43,7 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
         subject = job_of(event.subject)
         if event.type == "AppSpawned" and subject:
             networks[subject] = event.body["network"]
-        elif event.type == "AuxRequested":
+        elif event.type == "AuxRequested" and event.body["topic"] not in STREAMED:
             row = _row(event, subject, networks)
             if _counts(row, site, job, since):
                 asked[row["id"]] = row

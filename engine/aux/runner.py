@@ -75,6 +75,11 @@ class AuxRunner:
             self._core.site.jobs.note(call, [registered], self._job)
             self._handlers[topic] = handler
 
+    def own(self, topic: str, handler: AuxHandler) -> None:
+        """A handler of the engine itself: of a topic that nobody else can take."""
+        with self._lock:
+            self._handlers[topic] = handler
+
     def _check(self, topic: object, handler: object) -> None:
         check_name("topic", topic)
         if handler is None:

@@ -8,19 +8,24 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+from engine.actors import current_call_id
+from engine.aux.runner import AuxRunner
 from engine.cell.digests import Digests
 from engine.cell.keys import KeyRing
+from engine.cell.outgoing import message_id
 from engine.cell.protocol import check_fqcn, check_name, root_of
 from engine.constants import FLContextKey, ReservedKey, ReturnCode
 from engine.context import FLContext
 from engine.core import Core
-from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, StreamerDown
+from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, CallTimeout, StreamerDown
+from engine.streaming.by_aux import AuxTransfer
 from engine.streaming.fabric import StreamFabric
 from engine.streaming.journal import RecordJournal
 from engine.streaming.spec import ObjectProducer, StreamContext
 from engine.streaming.transfer import LOOK, PATIENCE, Order, Transfer
 from events.bodies.transfers import TransferClosed
 from events.errors import FlightlogError, LogUnavailable
+from events.read import read_back
 
 log = logging.getLogger("flightlog.stream")
 
@@ -35,9 +40,13 @@ class Streamer:
         fqcn: the address that they come from.
         ring: its keys.
         job: whose record they are on; None: the site's, or that of the job which the context names.
+        aux: where the cell is of another transport, what sends their objects.
     """
 
-    def __init__(self, core: Core, fqcn: str, ring: KeyRing | None, job: str | None = None) -> None:
+    def __init__(
+        self, core: Core, fqcn: str, ring: KeyRing | None, job: str | None = None, aux: AuxRunner | None = None
+    ) -> None:
+        self._aux = aux
         self.core = core
         self.fqcn = fqcn
         self.ring = ring
@@ -76,6 +85,8 @@ class Streamer:
             self._job,
             lambda: self._checked(channel, topic, stream_ctx, targets, producer, fl_ctx, secure=bool(secure)),
         )
+        if current_call_id() is not None and (known := self.core.site.jobs.log.known(call)) is not None:
+            return self._again(message_id(call), known.positions[0])
         order = Order(
             call=call,
             channel=channel,
@@ -90,7 +101,20 @@ class Streamer:
             file=file,
             job=self._job or self._job_of(fl_ctx, ctx),
         )
-        return Transfer(self, order).run()
+        return self._transfer(order).run()
+
+    def _again(self, tx: str, position: str) -> tuple[str, Any]:
+        """This very call came before: what came of it. The producer is not asked again."""
+        first = int(position.partition("-")[2])
+        for event in read_back(self.core.site.jobs.store):
+            if event.seq <= first:
+                break
+            if event.type == "TransferClosed" and (event.body["id"], event.body["direction"]) == (tx, "out"):
+                return str(event.body["code"]), None
+        raise CallTimeout(f"stream {tx} of this call is under way", "flightlog transfers shows it")
+
+    def _transfer(self, order: Order) -> Transfer:
+        return Transfer(self, order) if self._aux is None else AuxTransfer(self._aux, self, order)
 
     def _checked(
         self,

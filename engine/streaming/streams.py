@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.aux.runner import AuxRunner
 from engine.cell.cell import FabricCell
 from engine.cell.digests import Digests
 from engine.cell.keys import KeyRing
@@ -14,6 +15,8 @@ from engine.cell.protocol import root_of
 from engine.context import FLContext
 from engine.core import Core
 from engine.errors import CellMissing, StreamerDown
+from engine.streaming.by_aux import ByAux
+from engine.streaming.chunk import Topic
 from engine.streaming.fabric import StreamFabric
 from engine.streaming.intake import Intake
 from engine.streaming.journal import RecordJournal
@@ -61,6 +64,16 @@ class Streams:
             fabric = StreamFabric(cell.fabric.url, self._core.site.name)
             self._intake = Intake(fabric, self.sessions, ring, self._journal, lambda: cell.listening)
             self._intake.start()
+
+    def through(self, aux: AuxRunner, fqcn: str, ring: KeyRing) -> None:
+        """Stream by aux requests from now on: the cell is of another transport."""
+        self._streamer = Streamer(self._core, fqcn, ring, self._job, aux)
+
+    def hear(self, aux: AuxRunner) -> None:
+        """Take in what comes by the reference's protocol, through whatever cell."""
+        by_aux = ByAux(self.sessions)
+        aux.own(Topic.REQUEST, by_aux.take)
+        aux.own(Topic.ABORT, by_aux.end)
 
     def stream(
         self,

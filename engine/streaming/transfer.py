@@ -105,8 +105,7 @@ class Transfer:
         order = self._order
         order.ctx[StreamContextKey.CHANNEL], order.ctx[StreamContextKey.TOPIC] = order.channel, order.topic
         order.ctx[StreamContextKey.TX_ID] = self.tx
-        # What cannot be told to the targets is said before anything is on the record.
-        self._context = self._context_frames()
+        self._prepare()
         self._streamer.journal.opened(self._opened(), order.call, order.job)
         self._streamer.enter(self)
         try:
@@ -117,6 +116,10 @@ class Transfer:
             raise
         self.end(code, why)
         return code, result
+
+    def _prepare(self) -> None:
+        """What cannot be told to the targets is said before anything is on the record."""
+        self._context = self._context_frames()
 
     def _run(self) -> tuple[str, str, Any]:
         over = False
@@ -134,19 +137,23 @@ class Transfer:
             elif self._window.flying:
                 answers = self._reachable(lambda: self._fabric.answers(self.tx, LOOK), [])
             self._take(answers)
-            for flying in list(self._window.complete()):
-                self._done += flying.frames
-                result = self._replied(flying)
-                if result is not None:
-                    code = (
-                        ReturnCode.TASK_ABORTED if self._aborted else (ReturnCode.OK if result else ReturnCode.ERROR)
-                    )
-                    return code, "" if result else self._why_failed("the producer ended it"), result
-            if not self._window.alive:
-                failed = next(iter(self._window.targets.values())).failed
-                if not self._window.flying and failed is not None:
-                    return failed[0], self._why_failed(failed[1]), None
+            if (ended := self._processed()) is not None:
+                return ended
             self._look_after()
+
+    def _processed(self) -> tuple[str, str, Any] | None:
+        """Have the producer process what everybody has answered; how the stream ends, where it does."""
+        for flying in list(self._window.complete()):
+            self._done += flying.frames
+            result = self._order.producer.process_replies(flying.replies, self._order.ctx, self._order.fl_ctx)
+            if result is not None:
+                code = ReturnCode.OK if result else ReturnCode.ERROR
+                code = ReturnCode.TASK_ABORTED if self._aborted else code
+                return code, "" if result else self._why_failed("the producer ended it"), result
+        failed = next(iter(self._window.targets.values())).failed
+        if failed is not None and not self._window.alive and not self._window.flying:
+            return failed[0], self._why_failed(failed[1]), None
+        return None
 
     def _told_to_end(self) -> bool:
         signal = self._order.fl_ctx.get_prop(FLContextKey.RUN_ABORT_SIGNAL)
@@ -167,6 +174,11 @@ class Transfer:
             ArgumentInvalid: the producer returned something else than an object and a float.
             PayloadInvalid, PayloadTooLarge: the object cannot be sent.
         """
+        one = self._made()
+        return None if one is None else self._framed(*one)
+
+    def _made(self) -> tuple[Shareable, float] | None:
+        """What the producer made, as it is to be sent, and its timeout."""
         made = self._order.producer.produce(self._order.ctx, self._order.fl_ctx)
         if not isinstance(made, tuple) or len(made) != 2:
             raise ArgumentTypeInvalid(
@@ -178,7 +190,10 @@ class Transfer:
         _check_object(obj, timeout)
         seq = self._window.made
         ctx = self._order.ctx if seq == 0 else None
-        one = addressed(obj, self.tx, seq, self._order.channel, self._order.topic, ctx)
+        return addressed(obj, self.tx, seq, self._order.channel, self._order.topic, ctx), timeout
+
+    def _framed(self, one: Shareable, timeout: float) -> Flying:
+        seq = self._window.made
         frames, size, sha256 = self._framer.frames(seq, one, self._window.alive or self._names)
         largest = max(map(len, frames.values()), default=0)
         if largest > self._settings.payload_max + ROOM:
@@ -243,9 +258,6 @@ class Transfer:
             self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"object {seq} arrives altered, time and again")
             return
         self._refer(target, [flying], frames=True)
-
-    def _replied(self, flying: Flying) -> Any:
-        return self._order.producer.process_replies(flying.replies, self._order.ctx, self._order.fl_ctx)
 
     # -- what goes wrong -------------------------------------------------------------------------------
 
@@ -350,11 +362,15 @@ class Transfer:
         # Where it is sealed, nothing lies under the plain name; that it is there says that the stream is open.
         return {CONTEXT: b"", **self._framer.frames(CONTEXT, context, self._names)[0]}
 
-    def _end_frames(self, targets: list[str], why: str) -> dict[str, bytes | None]:
-        """The notice that it is over, for each target."""
-        notice = make_reply(ReturnCode.TASK_ABORTED, {Header.TX_ID: self.tx, Header.WHY: why or COMPLETE})
-        frames = self._framer.frames(END, notice, targets, Topic.ABORT)[0]
-        return {f"{END}:{name}": frames[self._framer.field(END, name)] for name in targets}
+    def _tell_end(self, targets: list[str], why: str) -> None:
+        """Leave nothing on the fabric but the notice that it is over, for each target that got an object."""
+        self._fabric.forget(self.tx, self._names)
+        if targets:
+            frames = self._framer.frames(END, self._notice(why), targets, Topic.ABORT)[0]
+            self._fabric.tell_end(self.tx, {f"{END}:{n}": frames[self._framer.field(END, n)] for n in targets})
+
+    def _notice(self, why: str) -> Shareable:
+        return make_reply(ReturnCode.TASK_ABORTED, {Header.TX_ID: self.tx, Header.WHY: why or COMPLETE})
 
     def _opened(self) -> TransferOpened:
         return TransferOpened(
@@ -403,10 +419,7 @@ class Transfer:
         if not self._ended.acquire(blocking=False):
             return
         try:
-            self._fabric.forget(self.tx, self._names)
-            began = [name for name, target in self._window.targets.items() if target.left]
-            if began:
-                self._fabric.tell_end(self.tx, self._end_frames(began, why))
+            self._tell_end([name for name, target in self._window.targets.items() if target.left], why)
         except FlightlogError as error:
             log.warning("the targets of %s could not be told that it is over: %s", self.tx, error)
         window = self._window
