@@ -43,8 +43,9 @@ bench: $(STAMP) ## measure; writes benchmarks/results/
 	$(BIN)/python -P -m benchmarks
 
 soak: $(STAMP) ## the seeded kills and races at full length (SEEDS=200)
-	FLIGHTLOG_SOAK_SEEDS=$(or $(SEEDS),200) FLIGHTLOG_LANE_TRIES=100000 $(BIN)/python -P -m pytest -n 2 \
-	  tests/faults/test_soak.py tests/faults/test_soak_messages.py tests/faults/test_lanes.py
+	FLIGHTLOG_SOAK_SEEDS=$(or $(SEEDS),200) FLIGHTLOG_STREAM_SEEDS=$(or $(SEEDS),200) FLIGHTLOG_LANE_TRIES=100000 \
+	  $(BIN)/python -P -m pytest -n 2 tests/faults/test_soak.py tests/faults/test_soak_messages.py \
+	  tests/faults/test_streams_die.py tests/faults/test_lanes.py
 
 lock: $(STAMP) ## resolve requirements.lock anew (hashes, no hosts)
 	$(BIN)/python -m pip install -q uv
