@@ -68,9 +68,9 @@ from engine.starting import Starts
 from engine.streaming.files import CHANNEL as FILES
 from engine.streaming.files import CHUNK, FileFactory
 from engine.streaming.files import TOPIC as FILE
+from engine.streaming.incoming import Callback
 from engine.streaming.joblogs import JobLogs
 from engine.streaming.sending import Files, SentFile
-from engine.streaming.session import Callback
 from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
 from engine.workspace import host_name, known_site
 from events.bodies.site import (
@@ -97,6 +97,7 @@ class ClientEngine:
         rank: recorded with the opening.
         workers: size of the pool that this engine supervises.
         purpose: what people are told who ask who owns the site.
+        goes_on: with files whose engine died over them; one that lives only for a command does not.
         options: further settings (``engine.settings``), for instance ``pool="elsewhere"``.
 
     Raises:
@@ -112,6 +113,7 @@ class ClientEngine:
         workers: int = 5,
         *,
         purpose: str = "engine",
+        goes_on: bool = True,
         **options: Any,
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -150,6 +152,7 @@ class ClientEngine:
         self._pool: PoolChild | None = None
         self._opened = False
         self._purpose = purpose
+        self._goes_on = goes_on
         try:
             self._open()
         except BaseException:
@@ -226,7 +229,8 @@ class ClientEngine:
             self._member = Member(self, cell, server)
             self._member.start()
         if self.role == "owner":
-            self._files.resume()
+            if self._goes_on:
+                self._files.resume()
             self._logs.start()
 
     def _sweep(self) -> None:

@@ -38,6 +38,7 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
     rows: list[dict[str, Any]] = []
     asked: dict[str, dict[str, Any]] = {}
     streams: dict[str, list[dict[str, Any]]] = {}
+    came: dict[str, Event] = {}
     networks: dict[str, str] = {}
     for event in events:
         subject = job_of(event.subject)
@@ -64,6 +65,11 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
             rows += streams[event.body["id"]]
         elif event.type in ("TransferProgress", "TransferClosed") and event.body["direction"] == "out":
             _streamed(streams.get(event.body["id"], []), event)
+        elif event.type == "TransferOpened":
+            came[event.body["id"]] = event
+        elif event.type == "TransferClosed" and event.body["id"] in came:
+            answered = _answer_rows(event, came[event.body["id"]], subject, networks)
+            rows += [r for r in answered if _counts(r, site, job, since)]
         elif event.type == "AuxHandled" and event.body["reply"]:
             row = _row(event, subject, networks)
             row["outcome"] = "answer"
@@ -115,6 +121,19 @@ def _stream_rows(event: Event, job: str | None, networks: dict[str, str]) -> lis
         {**_row(event, job, networks, target=target, size=0, digest=None), "outcome": "under way"}
         for target in event.body["targets"]
     ]
+
+
+def _answer_rows(closed: Event, opened: Event, job: str | None, networks: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """What went back to the sender of a stream that came in: the replies to its objects."""
+    for target, size in closed.body["left"].items():
+        if size:
+            yield {
+                **_row(opened, job, networks, target=target, size=size, digest=None),
+                "time": iso(closed.ms),
+                "ms": int(closed.ms),
+                "position": closed.position,
+                "outcome": "answers",
+            }
 
 
 def _streamed(rows: Iterable[dict[str, Any]], event: Event) -> None:

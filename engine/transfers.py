@@ -11,29 +11,42 @@ from events.subjects import job_of
 TYPES = frozenset(("TransferOpened", "TransferProgress", "TransferResumed", "TransferClosed"))
 
 
-def transfers(events: Iterable[Event], *, job: str | None = None, now: int) -> list[dict[str, Any]]:
-    """A row per transfer and end, the oldest first.
+class Transfers:
+    """Folds a site's events into a row per transfer and end, the oldest first.
 
     Args:
-        events: of the site, oldest first.
         job: only of this job.
-        now: ms since the epoch, for the speed of those that are under way.
     """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for event in events:
-        if event.type not in TYPES or (job is not None and job_of(event.subject) != job):
-            continue
-        body = event.body
-        key = (body["id"], body["direction"])
+
+    def __init__(self, job: str | None = None) -> None:
+        self._job = job
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def take(self, event: Event) -> dict[str, Any] | None:
+        """See an event; the row that it changes."""
+        if event.type not in TYPES or (self._job is not None and job_of(event.subject) != self._job):
+            return None
+        key = (event.body["id"], event.body["direction"])
         if event.type == "TransferOpened":
-            found[key] = _opened(event)
-        elif (row := found.get(key)) is not None:
-            _further(row, event)
-    for row in found.values():
-        end = row["ended_ms"] or now
-        row["seconds"] = round(max(0, end - row["ms"]) / 1000, 3)
-        row["bytes_per_second"] = round(row["bytes"] / row["seconds"]) if row["seconds"] else None
-    return list(found.values())
+            self._rows[key] = _opened(event)
+        elif key in self._rows:
+            _further(self._rows[key], event)
+        return self._rows.get(key)
+
+    def rows(self, now: int) -> list[dict[str, Any]]:
+        """All of them; ``now`` is ms since the epoch, for the speed of those that are under way."""
+        for row in self._rows.values():
+            row["seconds"] = round(max(0, (row["ended_ms"] or now) - row["ms"]) / 1000, 3)
+            row["bytes_per_second"] = round(row["bytes"] / row["seconds"]) if row["seconds"] else None
+        return list(self._rows.values())
+
+
+def transfers(events: Iterable[Event], *, job: str | None = None, now: int) -> list[dict[str, Any]]:
+    """The rows after these events, the oldest first."""
+    folded = Transfers(job)
+    for event in events:
+        folded.take(event)
+    return folded.rows(now)
 
 
 def _opened(event: Event) -> dict[str, Any]:
@@ -60,6 +73,7 @@ def _opened(event: Event) -> dict[str, Any]:
         "why": None,
         "digest": None,
         "position": event.position,
+        "process": body["process"],
     }
 
 

@@ -14,11 +14,13 @@ from engine.streaming.fabric import ALIVE_MS, END, StreamFabric
 from engine.streaming.session import CONSUMER_LOST, PRODUCER_LOST
 from events.append import WorkRefused
 from events.bodies.transfers import TransferClosed
+from events.errors import LogUnavailable
 from events.store import translated
 
 log = logging.getLogger("flightlog.collector")
 
 PREFIX = "transfer_"
+MOST = 2**53  # of a count that is believed
 FIELDS = ("job", "position", "correlation", "opened", "tx", "direction", "process", "sender", "targets")
 
 
@@ -39,13 +41,21 @@ class LostTransfers:
         """Close what nobody can bring to its end; raises ``LogUnavailable``."""
         open_now = self._open()
         for work in open_now:
-            gone = _process_gone(work["process"])
-            if work["direction"] == "out":
-                if gone:
-                    self._producer_lost(work)
-            elif gone and self._producer_silent(work["tx"]):
-                self._close(work, CONSUMER_LOST, "the process that consumed it died, and its producer is gone", {})
+            try:
+                self._look(work)
+            except LogUnavailable:
+                raise
+            except Exception:  # one transfer's trouble is not the others'
+                log.exception("transfer %s cannot be looked after", work["tx"])
         self._silent = {tx: since for tx, since in self._silent.items() if tx in {w["tx"] for w in open_now}}
+
+    def _look(self, work: dict[str, str]) -> None:
+        if not _process_gone(work["process"]):
+            return
+        if work["direction"] == "out":
+            self._producer_lost(work)
+        elif self._producer_silent(work["tx"]):
+            self._close(work, CONSUMER_LOST, "the process that consumed it died, and its producer is gone", {})
 
     def _open(self) -> list[dict[str, str]]:
         store = self.site.jobs.store
@@ -120,9 +130,13 @@ def _counts(said: str) -> dict[str, Any]:
     try:
         found = json.loads(said or "{}")
         return {
-            "objects": int(found.get("objects", 0)),
-            "bytes": int(found.get("bytes", 0)),
-            "left": {str(name): int(count) for name, count in found.get("left", {}).items()},
+            "objects": _count(found.get("objects", 0)),
+            "bytes": _count(found.get("bytes", 0)),
+            "left": {str(name)[:600]: _count(count) for name, count in list(found.get("left", {}).items())[:1000]},
         }
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}  # somebody else has written there
+
+
+def _count(value: Any) -> int:
+    return min(max(0, int(value)), MOST)

@@ -194,6 +194,7 @@ def acting(*, create: bool = False, workers: int = 1) -> Iterator[ClientEngine]:
         fabric_url=chosen.fabric_url,
         workers=int(os.environ.get("FLIGHTLOG_WORKERS") or workers),
         purpose=f"flightlog {chosen.command}",
+        goes_on=chosen.command in ("up", "run"),
     ) as engine:
         yield engine
 

@@ -19,7 +19,7 @@ from engine.ids import check_job_id
 from engine.jobs import Jobs
 from engine.streaming.files import CHUNK
 from engine.streaming.sending import SentFile
-from engine.transfers import transfers
+from engine.transfers import Transfers, transfers
 from events.follow import follow
 from events.read import last_position, read
 
@@ -45,9 +45,9 @@ def transfers_(
     with reading() as (jobs, _):
         if job is not None and not jobs.load(check_job_id(job)).known:
             raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
-        rows = _rows(jobs, job)
         if follow_:
-            return _live(jobs, job, rows)
+            return _live(jobs, job)
+        rows = transfers(read(jobs.store), job=job, now=jobs.store.now_ms())
     how = where().how
     if how is Format.JSON:
         print_json(rows)
@@ -62,10 +62,6 @@ def transfers_(
         if under_way and err.is_terminal:
             err.print("[dim]flightlog transfers --follow shows them live.[/]")
     return 0
-
-
-def _rows(jobs: Jobs, job: str | None) -> list[dict[str, Any]]:
-    return transfers(read(jobs.store), job=job, now=jobs.store.now_ms())
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -101,26 +97,35 @@ def _bars() -> Progress:
     )
 
 
-def _live(jobs: Jobs, job: str | None, rows: list[dict[str, Any]]) -> int:
+def _live(jobs: Jobs, job: str | None) -> int:
     """Bars of what is under way, until Ctrl-C; where nobody looks, a line for each step."""
+    folded, since = Transfers(job), "0-0"
     with _bars() as bars:
         shown: dict[tuple[str, str], Any] = {}
         try:
             while True:
-                for row in rows:
-                    key = (row["id"], row["direction"])
-                    if key not in shown and row["state"] != "under way":
-                        continue
-                    if key not in shown:
-                        arrow = "→" if row["direction"] == "out" else "←"
-                        what = f"{text(row['what'])} {arrow} {text(', '.join(row['peers']))}"
-                        shown[key] = bars.add_task(what, total=row["total"])
-                    total = row["bytes"] if row["state"] == "done" else row["total"]
-                    bars.update(shown[key], completed=row["bytes"], total=total)
+                first = since == "0-0"
+                for event in read(jobs.store, after=since):
+                    since = event.position
+                    row = folded.take(event)
+                    if row is not None and (not first or row["state"] == "under way"):
+                        _show(bars, shown, row)
                 time.sleep(LIVE_EVERY)
-                rows = _rows(jobs, job)
         except KeyboardInterrupt:
             return 0
+
+
+def _show(bars: Progress, shown: dict[tuple[str, str], Any], row: dict[str, Any]) -> None:
+    arrow = "→" if row["direction"] == "out" else "←"
+    what = f"{text(row['what'])} {arrow} {text(', '.join(row['peers']))}"
+    if not err.is_terminal:
+        out.print(f"{what} {row['state']} {row['objects']} objects, {decimal(row['bytes'])}")
+        return
+    key = (row["id"], row["direction"])
+    if key not in shown:
+        shown[key] = bars.add_task(what, total=row["total"])
+    total = row["bytes"] if row["state"] == "done" else row["total"]
+    bars.update(shown[key], completed=row["bytes"], total=total)
 
 
 def send(
@@ -148,7 +153,7 @@ def _watched(engine: ClientEngine, file: Path, to: list[str], job: str | None, s
     """Send, with a bar that moves by what the record says."""
     store = engine.site.follower_store()
     since = last_position(store)
-    stop = threading.Event()
+    stop, folded = threading.Event(), Transfers()
     total = file.stat().st_size if file.is_file() else None
     with _bars() as bars:
         bar = bars.add_task(text(file.name), total=total)
@@ -156,8 +161,9 @@ def _watched(engine: ClientEngine, file: Path, to: list[str], job: str | None, s
         def watch() -> None:
             for batch in follow(store, since, stop):
                 for event in batch:
-                    if event.type == "TransferProgress" and event.body["direction"] == "out":
-                        bars.update(bar, completed=event.body["bytes"])
+                    row = folded.take(event)
+                    if row is not None and row["process"] == engine.site.process:
+                        bars.update(bar, completed=row["bytes"])
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

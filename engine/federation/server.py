@@ -31,11 +31,12 @@ from engine.streaming.fabric import StreamFabric
 from engine.streaming.files import CHANNEL as FILES
 from engine.streaming.files import TOPIC as FILE
 from engine.streaming.files import FileFactory
+from engine.streaming.incoming import Callback
 from engine.streaming.intake import Intake
 from engine.streaming.logs import CHANNEL as LOGS
 from engine.streaming.logs import TOPIC as LOG
 from engine.streaming.logs import LogFactory
-from engine.streaming.session import Callback, Sessions
+from engine.streaming.session import Sessions
 from engine.streaming.spec import ConsumerFactory
 from engine.tasking import TASK_ID, TaskTopic
 from engine.workspace import Workspace, known_site

@@ -12,7 +12,7 @@ from engine.constants import FLContextKey, ProcessType, ReservedKey
 from engine.context import FLContext, FLContextManager
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid
 from engine.shareable import Shareable
-from engine.streaming.session import Callback
+from engine.streaming.incoming import Callback
 from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
 from engine.streaming.streams import Streams
 

@@ -6,7 +6,6 @@ Each object is an aux request of its own, recorded as one; what left is counted 
 from __future__ import annotations
 
 import hashlib
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +16,8 @@ from engine.constants import ReservedKey, ReturnCode
 from engine.context import FLContext
 from engine.shareable import Shareable, make_reply
 from engine.streaming.chunk import Header, Topic
-from engine.streaming.session import Arrival, Sessions
+from engine.streaming.incoming import Arrival
+from engine.streaming.session import Sessions
 from engine.streaming.transfer import Transfer
 from engine.streaming.window import Flying
 from events.errors import FlightlogError
@@ -46,14 +46,16 @@ class AuxTransfer(Transfer):
                 made = self._made()
                 if made is None:
                     return ReturnCode.OK, "", None
+                if self._told_to_end():
+                    return ReturnCode.TASK_ABORTED, "it was aborted", None
                 one, timeout = made
                 plain = codec.encode(one)
                 self._whole.update(hashlib.sha256(plain).digest())
-                flying = Flying(self._window.made, {}, len(plain), timeout, time.monotonic())
+                flying = Flying(self._window.made, {}, len(plain), timeout, self._clock())
                 self._window.add(flying)
                 asked = {name: pool.submit(self._ask, name, one, timeout) for name in self._window.alive}
                 for name, future in asked.items():
-                    self._window.take(name, flying.seq, future.result(), time.monotonic())
+                    self._window.take(name, flying.seq, future.result(), self._clock())
                 if (ended := self._processed()) is not None:
                     return ended
 

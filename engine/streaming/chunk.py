@@ -23,6 +23,7 @@ SHARED: Final = "*"
 #: Why a stream is over whose producer came to its end.
 COMPLETE: Final = "it is complete"
 
+_NUMBER = re.compile(r"[0-9]{1,15}")
 _TX = re.compile(r"[0-9a-f]{32}")
 
 
@@ -156,7 +157,7 @@ class Framer:
         """
         envelope = envelope_of(frame)
         tx, _, seq = envelope.id.partition(".")
-        if (envelope.kind, tx, envelope.key) != ("answer", self.tx, self.key) or not seq.isdigit():
+        if (envelope.kind, tx, envelope.key) != ("answer", self.tx, self.key) or not _NUMBER.fullmatch(seq):
             raise PayloadInvalid("an answer to something else")
         if self.secure and not envelope.sealed and envelope.code == CellReturnCode.OK:
             raise PayloadInvalid("the answer to a sealed object came unsealed")

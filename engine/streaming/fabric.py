@@ -8,17 +8,22 @@ object's bytes go in once and are read once by each target; only references move
 
 from __future__ import annotations
 
+import logging
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, cast
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from engine.cell.fabric import CELLS, Fabric, reachable, up_of
 from engine.ring import queue_name
 
+log = logging.getLogger("flightlog.stream")
+
 LANE = "stream:"
+_REFERENCE = re.compile(rb"([0-9a-f]{32}) ([0-9a-z]{1,15}(?::[A-Za-z0-9_.-]{1,600})?) ([0-9]{1,15})")
 #: ms that references, objects and answers are kept that nobody touches.
 KEPT_MS = 3_600_000
 RUNG_MS = 1000
@@ -54,10 +59,10 @@ class Reference(NamedTuple):
         return f"{self.tx} {self.field} {self.first}".encode()
 
     @classmethod
-    def of(cls, raw: bytes) -> Reference:
-        """From what lies in an inbox."""
-        tx, field, first = [*raw.decode(errors="replace").split(" "), "", "", ""][:3]
-        return cls(tx, field, int(first) if first.isdigit() else 0)
+    def of(cls, raw: bytes) -> Reference | None:
+        """From what lies in an inbox; None: it is none of ours."""
+        found = _REFERENCE.fullmatch(raw)
+        return cls(found[1].decode(), found[2].decode(), int(found[3])) if found else None
 
 
 def objects_of(tx: str) -> str:
@@ -249,7 +254,10 @@ class StreamFabric:
                     "BLMPOP", seconds, 1, inbox_for(fqcn), "LEFT", "COUNT", most
                 ),
             )
-        return [Reference.of(raw) for raw in found[1]] if found else []
+        told = [Reference.of(raw) for raw in found[1]] if found else []
+        if None in told:
+            log.error("something in the inbox of %s is no reference", fqcn)
+        return [reference for reference in told if reference is not None]
 
     def fetch(self, tx: str, field: str, answers: Sequence[bytes] = ()) -> bytes | None:
         """Give answers and read an object, in one round trip; None where it is gone."""
@@ -291,9 +299,12 @@ class StreamFabric:
             return bool(self.client.exists(life_of(tx)))
 
     def counts(self, tx: str) -> str:
-        """What the producer's engine said last; "" where it is gone."""
+        """What the producer's engine said last; "" where it is gone, or somebody else has written there."""
         with reachable():
-            return (cast("bytes | None", self.client.get(life_of(tx))) or b"").decode(errors="replace")
+            try:
+                return (cast("bytes | None", self.client.get(life_of(tx))) or b"").decode(errors="replace")
+            except ResponseError:
+                return ""
 
 
 def new_token() -> str:

@@ -8,6 +8,7 @@ the reference's (5.5); ``FileStreamer.file_id``, ``.offset`` and ``.sha256`` are
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -36,6 +37,8 @@ TIMEOUT: Final = 3600.0  # seconds; the site's ``stream_stall`` is what ends a t
 INCOMING: Final = ".incoming"
 KEPT: Final = 7 * 86_400.0  # seconds that a part waits for the rest
 BLOCK: Final = 2**20
+LONGEST: Final = 200  # bytes of a name, so that there is room for a part of the id
+SWEEP_EVERY: Final = 3600.0  # seconds
 OLDER: Final = "the file comes in a stream that began later"
 
 
@@ -68,7 +71,10 @@ class FileProducer(ObjectProducer):
 
     def __init__(self, path: Path, *, chunk: int = CHUNK, timeout: float = TIMEOUT) -> None:
         self._file = open_plain(path)
-        self.total_bytes = os.fstat(self._file.fileno()).st_size
+        status = os.fstat(self._file.fileno())
+        self.total_bytes: int = status.st_size
+        self._was = status.st_size, status.st_mtime_ns
+        self._made = self._answered = 0
         self._chunk = chunk
         self._timeout = timeout
         self._sha256 = hashlib.sha256()
@@ -83,14 +89,18 @@ class FileProducer(ObjectProducer):
         """See ``ObjectProducer``."""
         if self._over:
             return None, 0.0
+        self._made += 1
         if self.stop_and_wait:
             return _chunk(b"", 0), self._timeout
-        data = self._file.read(self._chunk)
+        data = self._file.read(min(self._chunk, self.total_bytes - self._at))
         self._sha256.update(data)
         obj = _chunk(data, self._at)
         self._at += len(data)
-        if self._at >= (self.total_bytes or 0) or not data:
+        if self._at >= self.total_bytes or not data:
             self._over = True
+            now = os.fstat(self._file.fileno())
+            if (now.st_size, now.st_mtime_ns) != self._was or self._at != self.total_bytes:
+                raise ValueError("the file changed while it was sent")
             obj[FileKey.EOF] = True
             obj[FileKey.SHA256] = self._sha256.hexdigest()
         return obj, self._timeout
@@ -99,17 +109,20 @@ class FileProducer(ObjectProducer):
         self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext
     ) -> Any | None:
         """See ``ObjectProducer``: False where a target failed; at the end, where the file is at each of them."""
+        self._answered += 1
         bad = {name: reply for name, reply in replies.items() if reply.get_return_code() != ReturnCode.OK}
         if bad:
             said = [f"{name}: {r.get_return_code()} {r.get_header(WHY, '')}".strip() for name, r in bad.items()]
             self.failed = "; ".join(said)[:500]
             return False
         if self.stop_and_wait:
-            self._skip(min(_offset(reply, self.total_bytes or 0) for reply in replies.values()))
+            self._skip(min(_offset(reply, self.total_bytes) for reply in replies.values()))
             self.stop_and_wait = False
             return None
-        found = {name: reply.get_header(FileKey.LOCATION) for name, reply in replies.items()}
-        return found if all(found.values()) else None
+        if not self._over or self._answered < self._made:
+            return None
+        # A receiver of another make does not say where it is.
+        return {name: str(reply.get_header(FileKey.LOCATION) or "") for name, reply in replies.items()}
 
     def _skip(self, count: int) -> None:
         """Go on behind what all targets have; the digest is of the whole file all the same."""
@@ -141,7 +154,7 @@ class FileConsumer(ObjectConsumer):
         self._part = self.part_of(folder, ctx)
         self._id = self._part.stem
         self._lock = threading.Lock()
-        self._gave_way = False
+        self._gave_way = self._gone = False
         self._name = safe_name(str(ctx.get(FileKey.NAME, "")), self._id)
         self._size = ctx.get(FileKey.SIZE)
         self._note = folder / INCOMING / f"{self._id}.json"
@@ -193,17 +206,24 @@ class FileConsumer(ObjectConsumer):
             return self._consume(shareable, stream_ctx)
 
     def _consume(self, shareable: Shareable, stream_ctx: StreamContext) -> tuple[bool, Shareable | None]:
-        data, eof = bytes(shareable[FileKey.DATA]), bool(shareable.get(FileKey.EOF))
-        offset = shareable.get(FileKey.OFFSET)
+        data, eof = shareable.get(FileKey.DATA), bool(shareable.get(FileKey.EOF))
+        offset = shareable.get(FileKey.OFFSET, self._at)
+        if not isinstance(data, bytes) or not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+            raise ValueError(f"{FileKey.DATA} must be bytes, and {FileKey.OFFSET} a number from 0")
+        if isinstance(self._size, int) and offset + len(data) > self._size:
+            raise ValueError(f"the file was to have {self._size} bytes, and more come")
         if not data and not eof:  # the question
             size = self._done.stat().st_size if self._done else self._at
             return True, make_reply(ReturnCode.OK, {FileKey.OFFSET: size})
-        at = self._at if offset is None else int(offset)
         if self._done is None:
-            self._write(data, at)
+            self._write(data, offset)
         if not eof:
             return True, None
-        location = self._done or self._finish(shareable.get(FileKey.SHA256))
+        sha256 = shareable.get(FileKey.SHA256)
+        if self._done is not None and digest_of(self._done) != sha256:
+            self._gone = True
+            raise ValueError(f"{self._done.name} is here, with another content; the next try sends it whole")
+        location = self._done or self._finish(sha256)
         stream_ctx[FileKey.LOCATION] = str(location)
         return False, make_reply(ReturnCode.OK, {FileKey.LOCATION: location.name})
 
@@ -228,14 +248,25 @@ class FileConsumer(ObjectConsumer):
         whole = self._sha256.hexdigest() if self._sha256 is not None else digest_of(self._part)
         if isinstance(sha256, str) and whole != sha256:
             raise ValueError("the file is not the one that was sent: its digest differs")
-        place = self._folder / self._name
-        if place.exists():
-            place = self._folder / f"{place.stem}.{self._id[:8]}{place.suffix}"
-        self._part.replace(place)
+        place = self._placed()
         sync_folder(self._folder)
         write_json(self._note, {**self._plan, "done": str(place)})
         self._done = place
         return place
+
+    def _placed(self) -> Path:
+        """Give the part its name; where that is taken, with a part of its id, and a number."""
+        plain = Path(self._name)
+        for number in itertools.count():
+            more = "" if number == 0 else f".{self._id[:8]}" + (f".{number}" if number > 1 else "")
+            place = self._folder / f"{plain.stem}{more}{plain.suffix}"
+            try:
+                os.link(self._part, place)
+            except FileExistsError:
+                continue
+            self._part.unlink()
+            return place
+        raise AssertionError("unreachable")
 
     def resume(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> int | None:
         """See ``ObjectConsumer``: what is on the disk is safe."""
@@ -244,13 +275,20 @@ class FileConsumer(ObjectConsumer):
             return 1  # no more than the question was answered
         if self._done is not None:
             return 1 + max(0, self._done.stat().st_size - start - 1) // int(chunk)  # the last is welcome again
-        return 1 + (self._at - start) // int(chunk)
+        safe = 1 + (self._at - start) // int(chunk)
+        last = 1 + max(0, self._at - start - 1) // int(chunk)
+        if isinstance(self._size, int):
+            return min(safe, last) if self._at >= self._size else safe
+        # Whether this was the last is not known, and the last has to come again if it was not answered.
+        return max(last, int(stream_ctx.get(StreamContextKey.ANSWERED, 0)))
 
     def finalize(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
         """See ``ObjectConsumer``: a part is kept where the rest may still come."""
         self._file.close()
         if self._gave_way:
             return
+        if self._gone:
+            self._note.unlink(missing_ok=True)
         if self._done is not None or stream_ctx.get(StreamContextKey.RC) == ReturnCode.EXECUTION_EXCEPTION:
             self._part.unlink(missing_ok=True)
         if stream_ctx.get(StreamContextKey.RC) == ReturnCode.EXECUTION_EXCEPTION:
@@ -281,6 +319,8 @@ class FileFactory(ConsumerFactory):
         """See ``ConsumerFactory``; one that still waits for the same file, of a sender that died, gives way."""
         folder = self.folder / str(stream_ctx[StreamContextKey.SENDER])
         folder.mkdir(mode=0o700, exist_ok=True)
+        if time.monotonic() - self._swept > SWEEP_EVERY:
+            self._sweep()
         with self._lock:
             part = FileConsumer.part_of(folder, stream_ctx)
             before = self._live.get(part)
@@ -296,6 +336,7 @@ class FileFactory(ConsumerFactory):
 
     def _sweep(self) -> None:
         """Parts that nobody completed."""
+        self._swept = time.monotonic()
         for path in self.folder.glob(f"*/{INCOMING}/*"):
             if path.is_file() and time.time() - path.stat().st_mtime > KEPT:
                 path.unlink(missing_ok=True)
@@ -318,8 +359,12 @@ def is_file_id(value: object) -> bool:
 
 def safe_name(given: str, otherwise: str) -> str:
     """A file's own name, of what a sender says: no path, nothing hidden, nothing that a shell would trip over."""
-    name = re.sub(r"[^\w.@+=-]", "_", given.replace("\\", "/").rpartition("/")[2])[:150].lstrip(".")
-    return name or otherwise
+    name = re.sub(r"[^\w.@+=-]", "_", given.replace("\\", "/").rpartition("/")[2]).lstrip(".")
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or len(suffix) > LONGEST // 8:
+        stem, dot, suffix = name, "", ""
+    room = LONGEST - len(os.fsencode(dot + suffix))
+    return os.fsencode(stem)[:room].decode(errors="ignore") + dot + suffix if name else otherwise
 
 
 def digest_of(path: Path) -> str:

@@ -14,15 +14,16 @@ from engine.cell.wire import Envelope, envelope_of, unpack
 from engine.constants import ReturnCode
 from engine.errors import ArgumentInvalid, KeyUnknown, PayloadInvalid, SealBroken
 from engine.shareable import Shareable
-from engine.streaming.chunk import COMPLETE, SHARED, Header, Topic, answer_frame, is_tx
+from engine.streaming.chunk import COMPLETE, SHARED, Header, Topic, answer_frame
 from engine.streaming.fabric import ALIVE_MS, CONTEXT, END, Reference, StreamFabric
+from engine.streaming.incoming import Arrival, Missing
 from engine.streaming.journal import Journal
-from engine.streaming.session import PRODUCER_LOST, Arrival, Missing, Sessions
+from engine.streaming.session import PRODUCER_LOST, Sessions
 from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.stream")
 
-STREAMS = 64  # that are taken in at the same time
+STREAMS = 512  # that are taken in at the same time
 MOST = 64  # references of one look
 LOOK = 0.2  # seconds
 PATIENCE = 1.5  # times the stall after which a stream is over with which a fabric went
@@ -97,17 +98,15 @@ class Intake:
 
     def _give(self, reference: Reference) -> None:
         """To the thread of its stream."""
-        if not is_tx(reference.tx):
-            log.error("something in our inbox is no reference: %r", reference[:1])
-            return
         with self._lock:
             stream = self._threads.get(reference.tx)
             if stream is None and reference.field.startswith(END) and self.sessions.get(reference.tx) is None:
                 stream = None  # over before it began; its notice goes with it
             elif stream is None:
                 if len(self._threads) >= STREAMS:
-                    log.warning("%d streams come in; %s waits", STREAMS, reference.tx)
-                    return  # its producer hands it over again
+                    log.error("%d streams come in; %s is refused", STREAMS, reference.tx)
+                    _Stream(self, reference.tx).refuse(reference.field)
+                    return
                 stream = self._threads[reference.tx] = _Stream(self, reference.tx)
                 stream.start()
             if stream is not None:
@@ -165,6 +164,16 @@ class _Stream(threading.Thread):
             except Exception:
                 log.exception("an object of stream %s could not be taken in", self.tx)
 
+    def refuse(self, field: str) -> None:
+        """Too many streams come in."""
+        frame = self._fabric.fetch(self.tx, field)
+        try:
+            envelope = envelope_of(frame or b"")
+        except FlightlogError:
+            return
+        busy = failed(CellReturnCode.SERVICE_UNAVAILABLE, "too many streams come in")
+        self._fabric.fetch(self.tx, "", [self._packed(envelope, busy, opened=False)])
+
     def _flush(self) -> None:
         """Answers that no further object waits for."""
         answers, self._answers = self._answers, []
@@ -200,6 +209,10 @@ class _Stream(threading.Thread):
         except FlightlogError as error:
             return self._altered(None, field, error)
         tx, _, number = envelope.id.partition(".")
+        session = self._sessions.get(self.tx)
+        if envelope.sealed != (":" in field) or (session is not None and session.secure != envelope.sealed):
+            self._noted(envelope, "an object that is not sealed as its stream is")
+            return None  # no answer: the object itself may be on its way still
         if tx != self.tx or field.partition(":")[0] != number or not _is_for(envelope, self._sessions.own):
             return self._refused(
                 envelope, CellReturnCode.INVALID_TARGET, "an object of another stream, or for another"
@@ -271,6 +284,12 @@ class _Stream(threading.Thread):
             return None
         again = Message({"return_code": CellReturnCode.INVALID_REQUEST, "again": True, "error": error.what})
         return answer_frame(_unsealed(envelope), self._sessions.own, again, None)
+
+    def _noted(self, envelope: Envelope, why: str) -> None:
+        """Something was put between the objects: it is recorded, and nobody answers it."""
+        log.error("stream %s: %s", self.tx, why)
+        if self._intake.journal is not None:
+            self._intake.journal.refused(envelope.sender, self.tx, CellReturnCode.AUTHENTICATION_ERROR, why)
 
     def _refused(self, envelope: Envelope, code: str, why: str) -> bytes | None:
         log.error("an object of stream %s was refused: %s", self.tx, why)

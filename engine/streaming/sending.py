@@ -15,18 +15,22 @@ from engine.cell.digests import Digests
 from engine.constants import ReturnCode
 from engine.context import FLContext
 from engine.core import Core
-from engine.errors import ArgumentInvalid, HostError
+from engine.errors import ArgumentInvalid, ArgumentTypeInvalid, CellMissing, HostError, JobUnknown, StreamerDown
 from engine.files import FileLock, read_json, write_json
+from engine.ids import check_job_id
 from engine.streaming.files import CHANNEL, CHUNK, TOPIC, FileKey, FileProducer
 from engine.streaming.spec import StreamContext
+from engine.streaming.streamer import check_targets
 from engine.streaming.streams import Streams
 from events.envelope import Actor
-from events.errors import FlightlogError
+from events.errors import FlightlogError, LogUnavailable
 
 log = logging.getLogger("flightlog.stream")
 
 FOLDER = "sending"
 AT_ONCE = 4  # files that are gone on with
+#: Seconds after each try to go on with a file: when the site is back, its server may not be yet.
+PAUSES = (2.0, 5.0, 15.0, 60.0, 0.0)
 
 
 class SentFile(NamedTuple):
@@ -39,7 +43,7 @@ class SentFile(NamedTuple):
     @property
     def ok(self) -> bool:
         """It is whole at each target."""
-        return self.code == ReturnCode.OK and bool(self.locations)
+        return self.code == ReturnCode.OK and self.locations is not None
 
 
 class Files:
@@ -74,7 +78,7 @@ class Files:
         """See ``ClientEngine.send_file``."""
         method = "send_file"
         call = self._core.call(method, str(path)[:500], str(targets)[:500])
-        place, told = self._core.guarded(call, method, job, lambda: self._checked(path, chunk))
+        place, told = self._core.guarded(call, method, job, lambda: self._asked(path, targets, job, chunk))
         said: dict[str, Any] = {
             "path": str(place),
             **told,
@@ -83,8 +87,8 @@ class Files:
             "channel": channel,
             "topic": topic,
             "chunk": chunk,
-            "secure": secure,
-            "optional": optional,
+            "secure": bool(secure),
+            "optional": bool(optional),
             "actor": current_actor().model_dump(mode="json"),
             "reason": current_reason(),
         }
@@ -103,7 +107,9 @@ class Files:
             if sent.ok or not self._streams.down:
                 note.unlink(missing_ok=True)  # else the next engine goes on
             return sent
-        except Exception:
+        except (StreamerDown, CellMissing, LogUnavailable):
+            raise  # what passes is no reason to forget it: the next engine goes on
+        except (Exception, KeyboardInterrupt):
             note.unlink(missing_ok=True)
             raise
         finally:
@@ -111,7 +117,8 @@ class Files:
             lock.release()
 
     def _stream(self, file_id: str, said: dict[str, Any], fl_ctx: FLContext | None) -> SentFile:
-        ctx = StreamContext({FileKey.NAME: Path(said["path"]).name, FileKey.SIZE: said["size"], FileKey.ID: file_id})
+        name = os.fsencode(Path(said["path"]).name).decode(errors="replace")
+        ctx = StreamContext({FileKey.NAME: name, FileKey.SIZE: said["size"], FileKey.ID: file_id})
         if said["job"]:
             ctx["__run_num__"] = said["job"]
         producer = FileProducer(Path(said["path"]), chunk=said["chunk"])
@@ -127,7 +134,7 @@ class Files:
                 secure=said["secure"],
                 method="send_file",
                 kind="file",
-                file=Path(said["path"]).name,
+                file=name,
             )
         finally:
             producer.close()
@@ -158,12 +165,26 @@ class Files:
             _, told = self._checked(said["path"], said["chunk"])
             if told != {name: said[name] for name in told}:
                 raise ArgumentInvalid(f"{said['path']} has changed since it was begun to be sent")
-            with acting_as(Actor(**said["actor"]), reason=said["reason"]):
-                sent = self._send(note.stem, said, None)
+            for pause in PAUSES:
+                with acting_as(Actor(**said["actor"]), reason=said["reason"]):
+                    sent = self._send(note.stem, said, None)
+                if sent.ok or self._streams.wait_down(pause):
+                    break
             log.warning("%s: %s", said["path"], "sent" if sent.ok else f"not sent: {sent.code} {sent.why}")
+        except (StreamerDown, CellMissing, LogUnavailable) as error:
+            log.warning("a file is sent on by the next engine: %s", error)
         except (FlightlogError, OSError, KeyError, TypeError, ValueError) as error:
             log.error("a file is not sent on: %s", error)
             note.unlink(missing_ok=True)
+
+    def _asked(self, path: object, targets: object, job: object, chunk: object) -> tuple[Path, dict[str, Any]]:
+        """What ``_checked`` gives, once that all arguments are what they have to be."""
+        if not isinstance(path, str | Path) or "\0" in str(path):
+            raise ArgumentTypeInvalid(f"path must be a path but got {path!r:.80}", "name a file", field="path")
+        check_targets(targets, self._core.site.name)
+        if job is not None and not self._core.site.jobs.load(check_job_id(job)).known:
+            raise JobUnknown(f"{job} is not on the record", "flightlog list shows the jobs that are")
+        return self._checked(path, chunk)
 
     def _checked(self, path: Path | str, chunk: object) -> tuple[Path, dict[str, Any]]:
         """The file's place, and what tells this content from another.
@@ -182,7 +203,7 @@ class Files:
                 raise ArgumentInvalid(f"{path} is no file", "name a regular file", field="path")
             status = place.stat()
             with place.open("rb"):
-                return place, {"size": status.st_size, "mtime": status.st_mtime_ns}
+                return place, {"size": status.st_size, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
         except FileNotFoundError:
             raise ArgumentInvalid(f"{path} does not exist", "name a file", field="path") from None
         except OSError as error:
@@ -190,7 +211,7 @@ class Files:
 
     def _id(self, said: dict[str, Any]) -> str:
         """The same for the same content on its way to the same targets, so that a second try goes on."""
-        parts = [said["path"], said["size"], said["mtime"], sorted(said["targets"]), said["job"]]
+        parts = [said["path"], said["size"], said["mtime"], said["ctime"], sorted(said["targets"]), said["job"]]
         return self._digests.of(hashlib.sha256(os.fsencode(repr(parts))).digest())[:32]
 
 

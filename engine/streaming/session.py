@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from engine import codec
 from engine.aux.codes import WHY
 from engine.cell.protocol import check_name, root_of
 from engine.constants import ReturnCode
@@ -18,86 +17,26 @@ from engine.context import FLContext
 from engine.errors import ArgumentInvalid, ArgumentTypeInvalid
 from engine.shareable import Shareable, make_reply
 from engine.streaming.chunk import Header, failure, is_tx
+from engine.streaming.incoming import Arrival, Callback, Missing, Registered, Session
 from engine.streaming.journal import Journal
 from engine.streaming.spec import ConsumerFactory, ObjectConsumer, StreamContext, StreamContextKey
 from events.bodies.transfers import TransferClosed, TransferOpened, TransferProgress, TransferResumed
+from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.stream")
 
-KEPT_REPLIES = 256  # of one stream, for objects that come again
 KEPT_ENDS = 1000  # streams that are over
 SAID_EVERY = 1.0
-REGISTER_WITHIN = 5.0  # seconds after the start in which a stream that was under way finds its factory
+PATIENCE = 5.0  # seconds that a consumer has to return, when all is shut down
+REGISTER_WITHIN = 5.0  # seconds after the start within which a stream waits for its factory
 CONSUMER_LOST = "CONSUMER_LOST"
 PRODUCER_LOST = "PRODUCER_LOST"
 
-#: Called as ``cb(stream_ctx, fl_ctx, **kwargs)``.
-Callback = Callable[..., Any]
 
-
-class Registered(NamedTuple):
-    """Who takes in the streams of a channel and topic."""
-
-    factory: ConsumerFactory
-    done: Callback | None
-    consumed: Callback | None
-    kwargs: dict[str, Any]
-
-
-class Arrival(NamedTuple):
-    """An object that came in.
-
-    Attributes:
-        obj: the object, with the protocol's headers.
-        sender: FQCN.
-        size: bytes of its payload.
-        sha256: of them.
-        context: the stream's, for a process that does not know it; None: it cannot be had.
-        first: the first that we had not answered when this was sent; None: that is not told, and nothing that is
-            not answered comes again by itself.
-    """
-
-    obj: Shareable
-    sender: str
-    size: int = 0
-    sha256: bytes = b""
-    secure: bool = False
-    context: Callable[[], dict[str, Any] | None] | None = None
-    first: int | None = None
-
-
-class Missing(Exception):
-    """An object came before one that is missing; both come again."""
-
-
-@dataclass(eq=False)
-class Session:
-    """One stream that comes in."""
-
-    tx: str
-    sender: str
-    ctx: StreamContext
-    registered: Registered
-    consumer: ObjectConsumer | None = None
-    secure: bool = False
-    next: int = 0
-    consumed: int = 0
-    bytes: int = 0
-    replies: OrderedDict[int, Shareable] = field(default_factory=OrderedDict)
-    whole: Any = field(default_factory=hashlib.sha256)
-    began: float = field(default_factory=time.monotonic)
-    moved: float = field(default_factory=time.monotonic)
-    said: float = 0.0
-    over: bool = False
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    #: Digests are of all objects: none came before this process.
-    from_start: bool = True
-
-    def remember(self, seq: int, reply: Shareable) -> None:
-        """A reply, for an object that comes again because it got lost."""
-        self.replies[seq] = reply
-        while len(self.replies) > KEPT_REPLIES:
-            self.replies.popitem(last=False)
+class _Ended(NamedTuple):
+    code: str
+    why: str
+    result: Any = None
 
 
 class Sessions:
@@ -207,16 +146,14 @@ class Sessions:
             self.end(tx, ReturnCode.BAD_REQUEST_DATA, "an object without topic, channel or number came")
             return self._bad(arrival, tx, "topic, channel or number is missing")
         if self.aborted.is_set():
+            if arrival.first is not None and self._goes_on(tx):
+                raise Missing  # the next process takes it in
             self.end(tx, ReturnCode.TASK_ABORTED, "the run is over")
             return make_reply(ReturnCode.TASK_ABORTED)
         registered = self._found(channel, topic)
-        if (
-            registered is None
-            and arrival.first is not None
-            and seq > 0
-            and time.monotonic() - self._since < REGISTER_WITHIN
-        ):
-            raise Missing  # we have just come back, and who consumes it is about to say so
+        waits = arrival.first is not None and time.monotonic() - self._since < REGISTER_WITHIN
+        if registered is None and waits:
+            raise Missing  # we have just come up, and who consumes it is about to say so
         if registered is None:
             log.error("nobody takes in streams of %s:%s", channel[:100], topic[:100])
             return failure(ReturnCode.EXECUTION_EXCEPTION, f"nobody takes in streams of {channel}:{topic}"[:300])
@@ -273,30 +210,43 @@ class Sessions:
             session.ctx[StreamContextKey.ANSWERED] = arrival.first or 0
         if self._journal is not None:
             self._journal.opened(self._opened(session))
+        why, code = self._give_consumer(session, fl_ctx), ReturnCode.EXECUTION_EXCEPTION.value
+        if not why and seq > 0 and (why := self._gone_on(session, arrival, fl_ctx)):
+            code = CONSUMER_LOST
+        if not why:
+            return None
+        session.next = seq + 1
+        session.remember(seq, failure(ReturnCode.EXECUTION_EXCEPTION, why))
+        self._end(session, code, why)
+        return session.replies[seq][0]
+
+    def _give_consumer(self, session: Session, fl_ctx: FLContext) -> str:
+        """A consumer for a new stream; why there is none, or ""."""
         try:
             consumer = session.registered.factory.get_consumer(session.ctx, fl_ctx)
-            why = self._unfit(consumer)
-            at = 0 if why or seq == 0 else consumer.resume(session.ctx, fl_ctx)
         except Exception as error:
-            log.exception("a stream of %s has no consumer", arrival.sender)
-            why, at, consumer = f"{type(error).__name__}: {error}"[:300], None, None
-        code: str = ReturnCode.EXECUTION_EXCEPTION
-        if not why and (at is None or not _is_number(at) or at < (arrival.first or 0)):
-            code, at = CONSUMER_LOST, None
-            why = "the process that consumed it died, and the consumer cannot go on"
-        if why:
-            session.over = True
-            self._close(session, code, why)
-            session.next = seq + 1
-            session.remember(seq, failure(ReturnCode.EXECUTION_EXCEPTION, why))
-            return session.replies[seq]
+            log.exception("a stream of %s has no consumer", session.sender)
+            return f"{type(error).__name__}: {error}"[:300]
+        if why := self._unfit(consumer):
+            return why
         session.consumer = consumer
-        if seq > 0:
-            session.next, session.from_start = at or 0, False
-            if self._journal is not None:
-                why = "its consumer is another process now"
-                self._journal.note(TransferResumed(id=tx, direction="in", at=session.next, why=why))
-        return None
+        return ""
+
+    def _gone_on(self, session: Session, arrival: Arrival, fl_ctx: FLContext) -> str:
+        """Go on with a stream of a process that is gone; why that cannot be, or ""."""
+        assert session.consumer is not None  # noqa: S101 - it was just given
+        try:
+            at = session.consumer.resume(session.ctx, fl_ctx)
+        except Exception as error:
+            log.exception("the consumer of %s could not say what is safe", session.tx)
+            return f"{type(error).__name__}: {error}"[:300]
+        if at is None or not _is_number(at) or at < (arrival.first or 0):
+            return "the process that consumed it died, and the consumer cannot go on"
+        session.next, session.from_start = at, False
+        if self._journal is not None:
+            why = "its consumer is another process now"
+            self._journal.note(TransferResumed(id=session.tx, direction="in", at=at, why=why))
+        return ""
 
     def _unfit(self, consumer: object) -> str:
         """Why what a factory made cannot consume a stream, or ""."""
@@ -311,11 +261,13 @@ class Sessions:
         if seq < 0:
             return self._bad(arrival, session.tx, f"there is no object {seq}")
         if seq < session.next:  # it came again: its first reply got lost
-            return session.replies.get(seq) or make_reply(ReturnCode.OK)
+            return session.replies[seq][0] if seq in session.replies else make_reply(ReturnCode.OK)
         if session.over or session.consumer is None:
             return self._bad(arrival, session.tx, "the stream is over")
         if arrival.sender != session.sender:
             return self._bad(arrival, session.tx, f"the stream is {session.sender}'s")
+        if arrival.secure != session.secure:
+            return self._bad(arrival, session.tx, "some of its objects are sealed, and this one is not like them")
         if seq > session.next and arrival.first is not None:
             raise Missing
         if seq > session.next:
@@ -326,13 +278,23 @@ class Sessions:
         session.consumed += 1
         session.bytes += arrival.size
         session.whole.update(arrival.sha256)
-        if not more:
-            result = self._end(session, reply.get_return_code(), str(reply.get_header(WHY, "")))
-            if result is not None:
-                reply.set_header(Header.END_RESULT, result)
-        session.remember(seq, reply)
+        ended = None
+        if not more and not session.over:
+            ended = self._told(session, reply.get_return_code(), str(reply.get_header(WHY, "")))
+            if ended.result is not None:
+                reply.set_header(Header.END_RESULT, ended.result)
+        session.remember(seq, reply, self._size(reply))
+        if ended is not None:
+            self._close(session, ended.code, ended.why)
         self._progress(session)
         return reply
+
+    def _size(self, reply: Shareable) -> int:
+        """Bytes of a reply; one that cannot be sent has none."""
+        try:
+            return len(codec.encode(reply))
+        except FlightlogError:
+            return 0
 
     def _consumed(self, session: Session, obj: Shareable) -> tuple[bool, Shareable]:
         fl_ctx = self._contexts()
@@ -366,33 +328,36 @@ class Sessions:
             with session.lock:
                 self._end(session, code, why, complete=complete)
 
-    def _end(self, session: Session, code: str, why: str, *, complete: bool = False) -> Any:
+    def _end(self, session: Session, code: str, why: str, *, complete: bool = False) -> None:
+        if not session.over:
+            ended = self._told(session, code, why)
+            done = complete and ended.code == ReturnCode.TASK_ABORTED
+            self._close(session, ReturnCode.OK if done else ended.code, ended.why)
+
+    def _told(self, session: Session, code: str, why: str) -> _Ended:
         """Consumer, callback and factory are told, in this order; what the callback made of it."""
-        if session.over:
-            return None
         session.over = True
         fl_ctx, result = self._contexts(), None
         session.ctx[StreamContextKey.RC] = code
         consumer, registered = session.consumer, session.registered
-        if consumer is not None:
-            try:
-                consumer.finalize(session.ctx, fl_ctx)
-            except Exception as error:
-                log.exception("the consumer of %s could not finalize", session.tx)
-                code = session.ctx[StreamContextKey.RC] = ReturnCode.EXECUTION_EXCEPTION
-                why = f"{type(error).__name__}: {error}"[:300]
-            try:
-                if registered.done is not None:
-                    result = registered.done(session.ctx, fl_ctx, **registered.kwargs)
-            except Exception:
-                log.exception("the callback for the end of %s raised", session.tx)
-            try:
-                registered.factory.return_consumer(consumer, session.ctx, fl_ctx)
-            except Exception:
-                log.exception("the factory did not take back the consumer of %s", session.tx)
-        session.consumer = None  # it may be large
-        self._close(session, ReturnCode.OK if complete and code == ReturnCode.TASK_ABORTED else code, why)
-        return result
+        if consumer is None:
+            return _Ended(code, why)
+        try:
+            consumer.finalize(session.ctx, fl_ctx)
+        except Exception as error:
+            log.exception("the consumer of %s could not finalize", session.tx)
+            code = session.ctx[StreamContextKey.RC] = ReturnCode.EXECUTION_EXCEPTION.value
+            why = f"{type(error).__name__}: {error}"[:300]
+        try:
+            if registered.done is not None:
+                result = registered.done(session.ctx, fl_ctx, **registered.kwargs)
+        except Exception:
+            log.exception("the callback for the end of %s raised", session.tx)
+        try:
+            registered.factory.return_consumer(consumer, session.ctx, fl_ctx)
+        except Exception:
+            log.exception("the factory did not take back the consumer of %s", session.tx)
+        return _Ended(code, why, result)
 
     def _close(self, session: Session, code: str, why: str) -> None:
         with self._lock:
@@ -410,18 +375,46 @@ class Sessions:
                 objects=session.consumed,
                 bytes=session.bytes,
                 ms=int((time.monotonic() - session.began) * 1000),
+                left={session.sender: session.replied},
                 at_least=not session.from_start,
                 digest=digest,
             )
             self._journal.closed(body)
+        session.forget()
+
+    def _goes_on(self, tx: str) -> bool:
+        """Whether another process can go on with a stream: its consumer says what is safe."""
+        session = self.get(tx)
+        consumer = session.consumer if session is not None else None
+        return consumer is not None and type(consumer).resume is not ObjectConsumer.resume
 
     def close(self, why: str = "the receiver was shut down") -> None:
-        """End all streams."""
+        """End all streams; those that the next process can go on with stay open on the record.
+
+        A consumer that hangs is left to itself.
+        """
         self.aborted.set()
         with self._lock:
-            left = list(self._open)
-        for tx in left:
-            self.end(tx, ReturnCode.TASK_ABORTED, why)
+            left = list(self._open.values())
+        for session in left:
+            goes_on = self._goes_on(session.tx)
+            held = session.lock.acquire(timeout=PATIENCE)
+            try:
+                if session.over:
+                    continue
+                if not held:
+                    session.over = True
+                    self._close(session, ReturnCode.TASK_ABORTED, f"{why}, and the consumer did not return")
+                elif goes_on:
+                    self._told(session, ReturnCode.TASK_ABORTED, why)
+                    with self._lock:
+                        self._open.pop(session.tx, None)
+                    session.forget()
+                else:
+                    self._end(session, ReturnCode.TASK_ABORTED, why)
+            finally:
+                if held:
+                    session.lock.release()
 
     # -- on the record -------------------------------------------------------------------------------
 

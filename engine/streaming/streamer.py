@@ -57,6 +57,7 @@ class Streamer:
         self._lock = threading.Lock()
         self._active: dict[str, Transfer] = {}
         self._unclosed: list[tuple[TransferClosed, str | None]] = []
+        self._untold: list[tuple[Transfer, str]] = []
         self._said: threading.Thread | None = None
         self.down = threading.Event()
 
@@ -141,7 +142,7 @@ class Streamer:
                 )
         if self.down.is_set():
             raise StreamerDown("the streamer is shut down", "open another engine")
-        chosen = _checked_targets(targets, self.fqcn)
+        chosen = check_targets(targets, self.fqcn)
         if secure:
             for target in chosen:
                 if self.ring is not None:
@@ -202,12 +203,20 @@ class Streamer:
         with self._lock:
             self._unclosed.append((body, job))
 
+    def tell_later(self, transfer: Transfer, why: str) -> None:
+        """Its targets could not be told yet that it is over."""
+        with self._lock:
+            self._untold.append((transfer, why))
+
     def _say(self) -> None:
+        until: float | None = None
         while True:
             with self._lock:
                 active = dict(self._active)
                 unclosed, self._unclosed = self._unclosed, []
-                if self.down.is_set() and not active and not unclosed:
+                untold, self._untold = self._untold, []
+                left = unclosed or untold if until is None or time.monotonic() < until else None
+                if self.down.is_set() and not active and not left:
                     return
             try:
                 if active:
@@ -215,15 +224,22 @@ class Streamer:
             except LogUnavailable as error:
                 log.debug("the fabric is away: %s", error)
             for transfer in active.values():
-                transfer.progress()
+                try:
+                    transfer.progress()
+                except Exception:  # one stream's trouble is not the others'
+                    log.exception("how far %s is could not be recorded", transfer.tx)
+            for transfer, why in untold:
+                if not transfer.tell_end(why):
+                    self.tell_later(transfer, why)
             for body, job in unclosed:
                 if not self.journal.closed(body, job):
                     self.close_later(body, job)
             if self.down.wait(SAID_EVERY):
+                until = until or time.monotonic() + PATIENCE
                 time.sleep(LOOK)
 
 
-def _checked_targets(targets: object, own: str) -> list[str]:
+def check_targets(targets: object, own: str) -> list[str]:
     """Raises ``ArgumentInvalid`` where they are none, doubled, or ourselves."""
     if isinstance(targets, str) or not isinstance(targets, Sequence):
         raise ArgumentTypeInvalid(

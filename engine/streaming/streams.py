@@ -18,9 +18,10 @@ from engine.errors import CellMissing, StreamerDown
 from engine.streaming.by_aux import ByAux
 from engine.streaming.chunk import Topic
 from engine.streaming.fabric import StreamFabric
+from engine.streaming.incoming import Callback
 from engine.streaming.intake import Intake
 from engine.streaming.journal import RecordJournal
-from engine.streaming.session import Callback, Sessions
+from engine.streaming.session import Sessions
 from engine.streaming.spec import ConsumerFactory, ObjectProducer, StreamContext
 from engine.streaming.streamer import Streamer
 from events.bodies.messages import HandlerRegistered
@@ -125,6 +126,10 @@ class Streams:
                 raise CellMissing("the engine has no cell to stream through", "open it with ClientEngine.open(...)")
             time.sleep(0.05)
         return self._streamer
+
+    def wait_down(self, seconds: float) -> bool:
+        """Sleep, but wake when all is shut down; whether it is."""
+        return self._found().down.wait(seconds)
 
     def shutdown(self) -> None:
         """End all streams, and take on no more."""

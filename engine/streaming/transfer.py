@@ -7,7 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ log = logging.getLogger("flightlog.stream")
 
 LOOK = 0.1  # seconds of a wait for answers, until the abort signal is looked at again
 UNSTICK_AFTER = 0.3  # seconds without an answer, until somebody looks what is in the way
-UNKNOWN_AFTER = 3.0  # seconds: a fabric that has just come up knows nobody yet
+UNKNOWN_AFTER = 6.0  # seconds: a fabric that has just come up knows nobody yet
 AGAIN_MOST = 15.0  # seconds between two hand-overs of the same reference, at most
 REWRITES = 3  # times that a target may find an object altered
 PATIENCE = 5.0  # seconds that a caller waits for a record that is away, for its transfer's end
@@ -83,7 +84,9 @@ class Transfer:
         self._names = order.targets
         self._framer = Framer.new(self.tx, streamer.fqcn, streamer.ring, secure=order.secure)
         self._began = time.monotonic()
-        self._window = Window(order.targets, self._settings.stream_window, self._settings.stream_stall, self._began)
+        #: Seconds that the producer took: no target's time runs while nobody looks for its answers.
+        self._absent = 0.0
+        self._window = Window(order.targets, self._settings.stream_window, self._settings.stream_stall, self._clock())
         self._whole = hashlib.sha256()
         #: The stream's context, for a receiver that comes back without a memory.
         self._context: dict[str, bytes] = {}
@@ -91,12 +94,31 @@ class Transfer:
         self._again_after = dict.fromkeys(order.targets, 1.0)
         self._holders: dict[str, str] = {}
         self._away = False
+        #: Since when the fabric is there.
+        self._came_up = self._clock()
         self._unsaid = True
         self._said = 0
         self._aborted = False
         #: Fields of objects that everybody has; removed with the next that is laid down.
         self._done: list[str] = []
         self._ended = threading.Lock()
+        #: Held while something is handed over; once it is over, nothing is.
+        self._gate = threading.Lock()
+        self._over = False
+        self._code = ""
+
+    def _clock(self) -> float:
+        """Seconds of attention: they stand still while the producer is at work."""
+        return time.monotonic() - self._absent
+
+    @contextmanager
+    def _attending(self) -> Iterator[None]:
+        """The producer is at work."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._absent += time.monotonic() - began
 
     # -- its life ------------------------------------------------------------------------------------
 
@@ -115,7 +137,8 @@ class Transfer:
             self.end(code, f"{type(error).__name__}: {error}"[:500])
             raise
         self.end(code, why)
-        return code, result
+        # Shut down meanwhile, it has another end on the record; the caller is told the same.
+        return (code, result) if self._code == code else (self._code, None)
 
     def _prepare(self) -> None:
         """What cannot be told to the targets is said before anything is on the record."""
@@ -130,6 +153,8 @@ class Transfer:
             if not over and self._window.room(self._streamer.share(), one=bool(self._order.producer.stop_and_wait)):
                 flying = self._produced()
                 over = flying is None
+                if self._told_to_end():
+                    return ReturnCode.TASK_ABORTED, "it was aborted", None
                 if flying is not None:
                     answers = self._hand_over(flying)
             elif over and not self._window.flying:
@@ -145,7 +170,8 @@ class Transfer:
         """Have the producer process what everybody has answered; how the stream ends, where it does."""
         for flying in list(self._window.complete()):
             self._done += flying.frames
-            result = self._order.producer.process_replies(flying.replies, self._order.ctx, self._order.fl_ctx)
+            with self._attending():
+                result = self._order.producer.process_replies(flying.replies, self._order.ctx, self._order.fl_ctx)
             if result is not None:
                 code = ReturnCode.OK if result else ReturnCode.ERROR
                 code = ReturnCode.TASK_ABORTED if self._aborted else code
@@ -157,7 +183,7 @@ class Transfer:
 
     def _told_to_end(self) -> bool:
         signal = self._order.fl_ctx.get_prop(FLContextKey.RUN_ABORT_SIGNAL)
-        if self._streamer.down.is_set() or (signal is not None and signal.triggered):
+        if self._streamer.down.is_set() or self._over or (signal is not None and signal.triggered):
             self._aborted = True
         return self._aborted
 
@@ -179,7 +205,8 @@ class Transfer:
 
     def _made(self) -> tuple[Shareable, float] | None:
         """What the producer made, as it is to be sent, and its timeout."""
-        made = self._order.producer.produce(self._order.ctx, self._order.fl_ctx)
+        with self._attending():
+            made = self._order.producer.produce(self._order.ctx, self._order.fl_ctx)
         if not isinstance(made, tuple) or len(made) != 2:
             raise ArgumentTypeInvalid(
                 f"produce must return (object, timeout) but got {type(made).__name__}", field="produce"
@@ -201,7 +228,7 @@ class Transfer:
                 f"object {seq} has {size} bytes, {self._settings.payload_max} are allowed", "make smaller ones"
             )
         self._whole.update(sha256)
-        return Flying(seq, frames, size, timeout, time.monotonic())
+        return Flying(seq, frames, size, timeout, self._clock())
 
     def _hand_over(self, flying: Flying) -> list[bytes]:
         """Record it as under way, and hand it over; where the fabric is away it waits here."""
@@ -215,9 +242,12 @@ class Transfer:
             return []
 
         def put() -> list[bytes]:
-            done, self._done = self._done, []
-            answers, ring = self._fabric.put(self.tx, frames, references, done)
-            self._unsaid = False
+            with self._gate:
+                if self._over:
+                    return []
+                done, self._done = self._done, []
+                answers, ring = self._fabric.put(self.tx, frames, references, done)
+                self._unsaid = False
             self._ring(ring)
             return answers
 
@@ -234,7 +264,7 @@ class Transfer:
             self._streamer.core.site.bells.ring_lane(lane_to(target))
 
     def _take(self, answers: Sequence[bytes]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for frame in answers:
             try:
                 target, seq, message = self._framer.answer(frame)
@@ -253,8 +283,8 @@ class Transfer:
         flying = self._window.flying.get(seq)
         if flying is None or target not in self._window.alive:
             return
-        flying.rewrites += 1
-        if flying.rewrites > REWRITES:
+        flying.rewrites[target] += 1
+        if flying.rewrites[target] > REWRITES:
             self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"object {seq} arrives altered, time and again")
             return
         self._refer(target, [flying], frames=True)
@@ -274,7 +304,12 @@ class Transfer:
 
     def _look_after(self) -> None:
         """Give up targets that take too long, and bring on its way what got stuck."""
-        now = time.monotonic()
+        now = self._clock()
+        if any(self._window.overdue(now)):
+            # It may have answered, while the producer was at work.
+            while answers := self._reachable(partial(self._fabric.answers, self.tx, 0.001), []):
+                self._take(answers)
+            now = self._clock()
         for target, why in list(self._window.overdue(now)):
             self._give_up(target, ReturnCode.TIMEOUT, why)
         if self._away:
@@ -296,18 +331,19 @@ class Transfer:
         except LogUnavailable:
             self._streamer.down.wait(LOOK)
             return
-        self._away = False
+        self._away, self._came_up = False, self._clock()
         at = min((f.seq for f in self._window.flying.values()), default=self._window.made)
         self._resumed(at, "the fabric was away")
 
     def _unstick(self, target: str, first: Flying) -> None:
         """No answer for a while: look where it hangs."""
-        now = time.monotonic()
+        now = self._clock()
         field = self._framer.field(first.seq, target)
         there, holder = self._fabric.look(self.tx, field, target)
         known = self._holders.setdefault(target, holder)
         waiting = self._window.unanswered(target)
-        if not holder and now - self._began > UNKNOWN_AFTER and not self._fabric.known(target):
+        heard_of = holder or known or self._window.targets[target].acknowledged
+        if not heard_of and now - self._came_up > UNKNOWN_AFTER and not self._fabric.known(target):
             self._give_up(target, ReturnCode.COMMUNICATION_ERROR, f"nobody was ever at {target}")
             self._window.targets[target].left = 0  # nobody could take it
             return
@@ -337,8 +373,11 @@ class Transfer:
             for flying in waiting:
                 field = self._framer.field(flying.seq, target)
                 laid[field] = flying.frames[field]
-        answers, ring = self._fabric.put(self.tx, laid, {target: self._references(target, waiting)})
-        self._unsaid = self._unsaid and not frames
+        with self._gate:
+            if self._over:
+                return
+            answers, ring = self._fabric.put(self.tx, laid, {target: self._references(target, waiting)})
+            self._unsaid = self._unsaid and not frames
         self._ring(ring)
         self._take(answers)
 
@@ -361,6 +400,17 @@ class Transfer:
         context.set_header(Header.TOPIC, self._order.topic)
         # Where it is sealed, nothing lies under the plain name; that it is there says that the stream is open.
         return {CONTEXT: b"", **self._framer.frames(CONTEXT, context, self._names)[0]}
+
+    def tell_end(self, why: str) -> bool:
+        """Tell the targets that it is over, and remove what is left; False where that is to be tried again."""
+        try:
+            self._tell_end([name for name, target in self._window.targets.items() if target.left], why)
+        except LogUnavailable as error:
+            log.warning("the targets of %s cannot be told yet that it is over: %s", self.tx, error)
+            return False
+        except FlightlogError as error:
+            log.warning("the targets of %s could not be told that it is over: %s", self.tx, error)
+        return True
 
     def _tell_end(self, targets: list[str], why: str) -> None:
         """Leave nothing on the fabric but the notice that it is over, for each target that got an object."""
@@ -407,7 +457,7 @@ class Transfer:
                 direction="out",
                 objects=answered,
                 bytes=self._window.answered_bytes,
-                total=self._order.producer.total_bytes,
+                total=_size(self._order.producer.total_bytes),
             )
             self._streamer.journal.note(body, self._order.job)
 
@@ -418,10 +468,10 @@ class Transfer:
         """Tell the targets, leave nothing behind, and record it."""
         if not self._ended.acquire(blocking=False):
             return
-        try:
-            self._tell_end([name for name, target in self._window.targets.items() if target.left], why)
-        except FlightlogError as error:
-            log.warning("the targets of %s could not be told that it is over: %s", self.tx, error)
+        with self._gate:
+            self._over, self._code = True, code
+        if not self.tell_end(why):
+            self._streamer.tell_later(self, why)
         window = self._window
         body = TransferClosed(
             id=self.tx,
@@ -454,6 +504,11 @@ class Transfer:
                 code,
                 why,
             )
+
+
+def _size(told: object) -> int | None:
+    """What a producer says of the whole; None where that is no size."""
+    return told if isinstance(told, int) and not isinstance(told, bool) and told >= 0 else None
 
 
 def _check_object(obj: object, timeout: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class Flying:
         size: bytes of its payload.
         timeout: seconds within which each target is to answer.
         sent: when it was handed over.
-        rewrites: times that a target found it altered.
+        rewrites: target -> times that it found it altered.
     """
 
     seq: int
@@ -29,7 +29,7 @@ class Flying:
     timeout: float
     sent: float
     replies: dict[str, Shareable] = field(default_factory=dict)
-    rewrites: int = 0
+    rewrites: Counter[str] = field(default_factory=Counter)
 
     @property
     def weight(self) -> int:

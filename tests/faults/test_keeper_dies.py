@@ -116,12 +116,22 @@ def test_an_app_that_was_declared_lost_may_not_run_on_and_its_end_is_a_late_exit
     assert one(events, "job", "AppLost")["declared_by"]
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder in which somebody may be writing just now."""
+
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(gone, 5)
+
+
 def test_L5_an_app_whose_keepers_papers_were_removed_is_ended_and_lost(rig: Rig) -> None:
     rig.start()
     rig.deploy("job", "sleep", "1000")
     rig.start_app("job")
     pid = rig.identity("job")["pid"]
-    shutil.rmtree(rig.workspace.attempt("job", 1))
+    _remove(rig.workspace.attempt("job", 1))
     rig.in_state("job", "failed")
     until(lambda: not Path(f"/proc/{pid}").exists(), 10, "the app runs on, unseen")
     one(rig.check(), "job", "AppLost")

@@ -189,6 +189,7 @@ BRINGS = {
     "delete": ("DeleteSucceeded", "DeleteFailed", "DeleteAbandoned"),
     "settle": ("JobSettled",),
     "aux": ("AuxSent", "AuxReplied", "AuxFailed", "AuxOutcomeUnknown"),
+    "transfer": ("TransferClosed",),
 }
 Key = tuple[str, bool, frozenset[str]]
 

@@ -139,7 +139,7 @@ def test_a_file_that_was_whole_already_is_not_sent_again(source: Path, factory: 
 def test_a_consumer_of_a_new_process_says_how_much_is_safe(
     source: Path, factory: FileFactory, tmp_path: Path
 ) -> None:
-    ctx = context()
+    ctx = context(**{FileKey.SIZE: 95})
     through = Through(source, factory, ctx)
     through.objects(5)  # the question and 40 bytes
     consumer = FileFactory(factory.folder).get_consumer(ctx, CTX)
@@ -164,6 +164,79 @@ def test_one_that_died_between_the_rename_and_its_answer_gives_the_answer_again(
     assert consumer.resume(ctx, CTX) == 10
     more, reply = consumer.consume(last, ctx, CTX)
     assert (more, reply and reply.get_header(FileKey.LOCATION)) == (False, "model.bin")
+
+
+@pytest.mark.parametrize("size", [1, 10, 95, 100])
+def test_one_that_died_as_it_finished_gets_the_last_object_again(
+    tmp_path: Path, factory: FileFactory, size: int
+) -> None:
+    source = tmp_path / "model.bin"
+    source.write_bytes(os.urandom(size))
+    ctx = context(**{FileKey.SIZE: size})
+    through = Through(source, factory, ctx)
+    through.objects(1 + (size - 1) // 10)  # all but the last
+    last, _ = through.producer.produce(ctx, CTX)
+    assert last is not None
+    through.consumer._write(last[FileKey.DATA], last[FileKey.OFFSET])  # type: ignore[attr-defined]
+    consumer = FileFactory(factory.folder).get_consumer(ctx, CTX)
+    _open.append(consumer)
+    assert consumer.resume(ctx, CTX) == 1 + (size - 1) // 10
+    assert consumer.consume(last, ctx, CTX)[0] is False
+    assert (factory.folder / "site-1" / "model.bin").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {FileKey.DATA: 700_000_000, FileKey.OFFSET: 0},
+        {FileKey.DATA: "text", FileKey.OFFSET: 0},
+        {FileKey.DATA: b"x", FileKey.OFFSET: -1},
+        {FileKey.DATA: b"x", FileKey.OFFSET: True},
+        {FileKey.DATA: b"x" * 6, FileKey.OFFSET: 0},
+        {FileKey.OFFSET: 0},
+    ],
+)
+def test_an_object_that_is_no_part_of_the_file_writes_nothing(factory: FileFactory, body: dict[str, Any]) -> None:
+    ctx = context(**{FileKey.SIZE: 5})
+    consumer = factory.get_consumer(ctx, CTX)
+    _open.append(consumer)
+    with pytest.raises(ValueError, match=r"must be bytes|and more come"):
+        consumer.consume(Shareable(body), ctx, CTX)
+    assert all(path.stat().st_size == 0 for path in factory.folder.rglob("*.part"))
+
+
+def test_what_is_there_with_another_content_is_no_file_that_came(source: Path, factory: FileFactory) -> None:
+    Through(source, factory, context()).objects()
+    (factory.folder / "site-1" / "model.bin").write_bytes(b"tampered")
+    again = Through(source, factory, context(LATER))
+    with pytest.raises(ValueError, match="with another content"):
+        again.objects()
+    again.end(ReturnCode.EXECUTION_EXCEPTION)
+    third = Through(source, factory, context("0" * 31 + "3"))
+    assert third.objects() == {"server": "model.ffffffff.bin"}
+    assert (factory.folder / "site-1" / "model.ffffffff.bin").read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_sent_as_if_it_had_not(
+    source: Path, factory: FileFactory
+) -> None:
+    through = Through(source, factory, context())
+    through.objects(5)
+    with source.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match="changed while it was sent"):
+        through.objects()
+
+
+def test_a_receiver_that_does_not_say_where_the_file_is_has_it_all_the_same(source: Path) -> None:
+    producer = FileProducer(source, chunk=10)
+    _open.append(producer)
+    result = None
+    while result is None:
+        obj, _ = producer.produce(context(), CTX)
+        assert obj is not None
+        result = producer.process_replies({"server": make_reply(ReturnCode.OK)}, context(), CTX)
+    assert result == {"server": ""}
 
 
 def test_of_two_streams_of_one_file_the_later_has_it(source: Path, factory: FileFactory) -> None:
@@ -217,7 +290,9 @@ def test_a_gap_in_a_file_is_refused(source: Path, factory: FileFactory) -> None:
         ("", "f" * 32),
         ("a\nb;rm -rf $HOME", "a_b_rm_-rf__HOME"),
         ("modèle.bin", "modèle.bin"),
-        ("x" * 300, "x" * 150),
+        ("x" * 300, "x" * 200),
+        ("x" * 300 + ".bin", "x" * 196 + ".bin"),
+        ("語" * 100 + ".bin", "語" * 65 + ".bin"),
     ],
 )
 def test_a_name_leads_nowhere_else(given: str, name: str) -> None:

@@ -14,7 +14,8 @@ from engine.errors import ArgumentInvalid
 from engine.shareable import Shareable, make_reply
 from engine.streaming import ConsumerFactory, ObjectConsumer, StreamContext, StreamContextKey
 from engine.streaming.chunk import Header
-from engine.streaming.session import Arrival, Missing, Sessions
+from engine.streaming.incoming import Arrival, Missing, Registered, Session
+from engine.streaming.session import Sessions
 from events.bodies.transfers import OfTransfer, TransferClosed, TransferOpened, TransferResumed
 from events.errors import LogUnavailable
 
@@ -125,7 +126,9 @@ class Receiver:
         if self.factory.how == "consumed raises":
             raise RuntimeError("enough")
 
-    def give(self, seq: Any, *, first: int | None = None, sender: str = SENDER, **given: Any) -> Shareable:
+    def give(
+        self, seq: Any, *, first: int | None = None, sender: str = SENDER, secure: bool = False, **given: Any
+    ) -> Shareable:
         """One object; headers as the protocol has them, unless ``given`` says otherwise."""
         headers = {
             Header.TX_ID: TX,
@@ -140,7 +143,7 @@ class Receiver:
             if value is not None:
                 obj.set_header(name, value)
         context = None if first is None else lambda: {"a": 1}
-        return self.sessions.take(Arrival(obj, sender, 10, b"d", context=context, first=first))
+        return self.sessions.take(Arrival(obj, sender, 10, b"d", secure, context=context, first=first))
 
     @property
     def seen(self) -> list[Any]:
@@ -354,6 +357,65 @@ def test_nobody_else_puts_an_object_into_a_stream() -> None:
     assert receiver.journal.refusals
 
 
+def test_what_is_not_sealed_has_no_place_in_a_sealed_stream() -> None:
+    receiver = Receiver()
+    receiver.give(0, secure=True)
+    assert receiver.give(1, secure=False).get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert receiver.give(1, secure=True).get_return_code() == ReturnCode.OK
+    assert receiver.seen == [0, 1]
+
+
+def test_what_went_back_to_the_sender_is_counted() -> None:
+    receiver = Receiver()
+    receiver.give(0, how="echo")
+    receiver.give(1, how="end")
+    (closed,) = [body for body in receiver.journal.bodies if isinstance(body, TransferClosed)]
+    assert closed.left[SENDER] > 50
+
+
+def test_what_is_kept_of_replies_is_bounded() -> None:
+    session = Session(TX, SENDER, StreamContext(), Registered(Factory(), None, None, {}))
+    for number in range(1000):
+        session.remember(number, make_reply(ReturnCode.OK), 2**20)
+    assert len(session.replies) == 16
+    session.forget()
+    assert list(session.replies) == [999]
+
+
+def test_a_consumer_that_cannot_go_on_is_finalized_and_given_back() -> None:
+    receiver = Receiver(Factory(safe=None))
+    receiver.give(5, first=5)
+    assert receiver.factory.order == ["finalize", "done", "return"]
+
+
+def test_a_stream_that_the_next_process_can_go_on_with_stays_open_on_the_record() -> None:
+    receiver = Receiver(Factory(safe=1))
+    receiver.give(0, first=0)
+    receiver.sessions.close()
+    assert receiver.factory.order[-3:] == ["finalize", "done", "return"]
+    assert receiver.journal.ends == []
+
+
+def test_a_consumer_that_hangs_is_left_to_itself_when_all_is_shut_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.streaming.session.PATIENCE", 0.2)
+    receiver, go, began = Receiver(), threading.Event(), threading.Event()
+
+    def hang(*given: Any) -> Any:
+        began.set()
+        go.wait(20)
+        return True, None
+
+    receiver.give(0)
+    receiver.factory.made[0].consume = hang  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: receiver.give(1), daemon=True)
+    thread.start()
+    began.wait(5)
+    receiver.sessions.close()
+    go.set()
+    thread.join(5)
+    assert receiver.journal.ends == [(ReturnCode.TASK_ABORTED, 1)]
+
+
 def test_a_consumer_can_end_its_stream_from_elsewhere() -> None:
     receiver = Receiver()
     receiver.give(0)
@@ -402,9 +464,10 @@ def test_a_consumer_that_lost_what_it_had_ends_the_stream_and_says_why(safe: int
 def test_a_stream_that_goes_on_waits_for_a_factory_that_is_about_to_come() -> None:
     receiver = Receiver()
     receiver.sessions = Sessions("server", FLContext)
-    with pytest.raises(Missing):
-        receiver.give(5, first=5)
-    assert receiver.give(0, first=0).get_return_code() == ReturnCode.EXECUTION_EXCEPTION  # a new one does not
+    for seq in (5, 0):
+        with pytest.raises(Missing):
+            receiver.give(seq, first=seq)
+    assert receiver.give(0).get_return_code() == ReturnCode.EXECUTION_EXCEPTION  # where nothing comes again
 
 
 def test_all_that_is_open_ends_with_the_process() -> None:
