@@ -72,6 +72,8 @@ class Sessions:
         self._ended: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
         self._since = time.monotonic()
+        #: Streams that were left open for the next process.
+        self._left: set[str] = set()
         #: The run is over: nothing more is taken in.
         self.aborted = threading.Event()
 
@@ -146,7 +148,7 @@ class Sessions:
             self.end(tx, ReturnCode.BAD_REQUEST_DATA, "an object without topic, channel or number came")
             return self._bad(arrival, tx, "topic, channel or number is missing")
         if self.aborted.is_set():
-            if arrival.first is not None and self._goes_on(tx):
+            if arrival.first is not None and (tx in self._left or self._goes_on(tx)):
                 raise Missing  # the next process takes it in
             self.end(tx, ReturnCode.TASK_ABORTED, "the run is over")
             return make_reply(ReturnCode.TASK_ABORTED)
@@ -409,6 +411,7 @@ class Sessions:
                     self._told(session, ReturnCode.TASK_ABORTED, why)
                     with self._lock:
                         self._open.pop(session.tx, None)
+                        self._left.add(session.tx)
                     session.forget()
                 else:
                     self._end(session, ReturnCode.TASK_ABORTED, why)

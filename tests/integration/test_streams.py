@@ -29,7 +29,7 @@ from engine.errors import (
 from engine.federation.server import FederationServer
 from engine.job.signal import Signal
 from engine.shareable import Shareable, make_reply
-from engine.streaming import StreamContext, StreamContextKey
+from engine.streaming import ConsumerFactory, ObjectConsumer, StreamContext, StreamContextKey
 from engine.streaming.chunk import Framer, addressed
 from engine.streaming.fabric import inbox_for, objects_of
 from engine.transfers import transfers
@@ -713,6 +713,57 @@ def test_a_file_for_a_job_that_nobody_knows_is_refused(parties: Parties, tmp_pat
 
 
 # -- the end -----------------------------------------------------------------------------------------------------
+
+
+class Kept(ObjectConsumer):
+    """Keeps numbers where the next process finds them."""
+
+    def __init__(self, kept: list[int]) -> None:
+        self.kept = kept
+
+    def consume(self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: Any) -> Any:
+        time.sleep(0.01)
+        self.kept.append(shareable["number"])
+        return True, None
+
+    def resume(self, stream_ctx: StreamContext, fl_ctx: Any) -> int:
+        return len(self.kept)
+
+
+class Keeps(ConsumerFactory):
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def get_consumer(self, stream_ctx: StreamContext, fl_ctx: Any) -> ObjectConsumer:
+        return Kept(self.kept)
+
+
+def test_a_receiver_that_is_closed_and_opened_again_goes_on_with_what_its_consumer_kept(
+    parties: Parties, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"site": "site-5", "workspace": tmp_path / "five", "fabric_url": parties.url, **QUICK}
+    keeps, topic = Keeps(), f"topic-{next(_topics)}"
+    producer, results = Numbers(300), []
+    with ClientEngine.open(**options) as five:
+        five.register_stream_processing("c", topic, keeps)
+        thread = threading.Thread(target=lambda: results.append(parties.stream(topic, producer, "site-5")))
+        thread.start()
+        until(lambda: len(keeps.kept) > 20)
+    with ClientEngine.open(**options) as five:
+        five.register_stream_processing("c", topic, keeps)
+        thread.join(30)
+        assert results == [(ReturnCode.OK, None)]
+        assert keeps.kept == list(range(300))
+        assert producer.codes == [{"site-5": "OK"}] * 300
+        until(lambda: [e for e in read(five.site.jobs.store) if e.type == "TransferClosed"])
+        types = [e.type for e in read(five.site.jobs.store) if e.type.startswith("Transfer")]
+        assert [t for t in types if t != "TransferProgress"] == [
+            "TransferOpened",
+            "TransferResumed",
+            "TransferClosed",
+        ]
+    for pid in processes_with(str(tmp_path / "five")):
+        kill(pid)
 
 
 def test_after_shutdown_streams_end_and_none_begins(parties: Parties, tmp_path: Path) -> None:
