@@ -86,8 +86,14 @@ class End:
                 self.die()
 
 
+_saying = threading.Lock()
+
+
 def _say(what: str, **about: Any) -> None:
-    print(json.dumps({"what": what, **about}), flush=True)
+    """Tell the test something, a line at a time: several threads do."""
+    with _saying:
+        sys.stdout.write(json.dumps({"what": what, **about}) + "\n")
+        sys.stdout.flush()
 
 
 def _send(engine: ClientEngine, path: str, targets: list[str], name: str) -> None:
