@@ -61,6 +61,20 @@ def federation(tmp_path: Path) -> Iterator[Place]:
     made.end()
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Iterator[Place]:
+    """A site that is up, with a job that is deployed; for commands that change nothing."""
+    made = Place(tmp_path_factory.mktemp("standing"))
+    for name, text in (("census.py", CONTROLLER), ("model.bin", "x" * 1000)):
+        (made.folder / name).write_text(text)
+    made.app("counter", "true")
+    made.begin("up", "--site", "site-1")
+    until(lambda: made("status").code == 0, 20)
+    made.ok("deploy", "known", made.app("app", "true"))
+    yield made
+    made.end()
+
+
 def serve(place: Place, *words: str) -> tuple[subprocess.Popen[str], str]:
     """A server, and the address of its fabric as it tells people."""
     process = place.begin("server", "-w", "hub", "--app", "counter", "--controller", "census.py:Census", *words)
@@ -127,11 +141,8 @@ def test_a_task_is_given_up_from_the_shell_and_the_job_goes_on(federation: Place
         (("demo", "--sites", "11"), "--sites"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_option_named(
-    federation: Place, words: tuple[str, ...], told: str
-) -> None:
-    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
-    said = federation(*words, "-w", str(federation.root) if words[0] == "egress" else "hub")
+def test_what_cannot_be_is_refused_with_the_option_named(standing: Place, words: tuple[str, ...], told: str) -> None:
+    said = standing(*words, "-w", str(standing.root) if words[0] == "egress" else "hub")
     assert said.code == 2, said
     assert told in said.err + said.out
     assert "Traceback" not in said.err
@@ -233,17 +244,14 @@ def test_a_file_is_sent_from_the_shell_and_the_transfers_show_it(federation: Pla
     ],
 )
 def test_what_cannot_be_streamed_is_refused_in_words(
-    federation: Place, words: tuple[str, ...], code: int, told: str
+    standing: Place, words: tuple[str, ...], code: int, told: str
 ) -> None:
-    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
-    (federation.folder / "model.bin").write_bytes(b"x" * 1000)
-    said = federation(*words)
+    said = standing(*words)
     assert told in said.err + said.out, said
     assert said.code == code, said
     assert "Traceback" not in said.err
 
 
-def test_what_the_server_is_sent_of_a_log_is_decided_from_the_shell(federation: Place) -> None:
-    federation.ok("deploy", "known", federation.app("app", "true"), "--site", "site-1")
-    federation.ok("share-logs", "known", "live", "--reason", "they help us debug it")
-    assert "set what the server is sent of its log to: live" in federation.ok("why", "known").out
+def test_what_the_server_is_sent_of_a_log_is_decided_from_the_shell(standing: Place) -> None:
+    standing.ok("share-logs", "known", "live", "--reason", "they help us debug it")
+    assert "set what the server is sent of its log to: live" in standing.ok("why", "known").out
