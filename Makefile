@@ -24,7 +24,7 @@ demo: $(STAMP) ## train one model on three sites of this machine, and show what 
 	$(BIN)/flightlog demo
 
 test: $(STAMP) ## the whole suite: real servers, real processes, real kills
-	$(BIN)/python -P -m pytest -n 4 --dist worksteal $(TESTS)
+	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS)
 
 test-fast: $(STAMP) ## only what needs no processes
 	$(BIN)/python -P -m pytest -n 2 tests/unit
