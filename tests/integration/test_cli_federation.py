@@ -252,6 +252,18 @@ def test_what_cannot_be_streamed_is_refused_in_words(
     assert "Traceback" not in said.err
 
 
+def test_ctrl_c_at_a_send_gives_the_file_up(standing: Place) -> None:
+    sending = standing.begin("send", "model.bin", "--to", "away", "--job", "known")
+    notes = standing.root / ".flightlog" / "sending"
+    until(lambda: notes.is_dir() and list(notes.glob("*.json")), 20)
+    sending.send_signal(signal.SIGINT)
+    sending.communicate(timeout=30)
+    assert sending.returncode != 0
+    until(lambda: not list(notes.iterdir()), 10)
+    (row,) = [r for r in standing.ok("transfers", "--json", "--job", "known").json() if r["what"] == "model.bin"]
+    assert (row["state"], row["code"]) == ("failed", "TASK_ABORTED")
+
+
 def test_what_the_server_is_sent_of_a_log_is_decided_from_the_shell(standing: Place) -> None:
     standing.ok("share-logs", "known", "live", "--reason", "they help us debug it")
     assert "set what the server is sent of its log to: live" in standing.ok("why", "known").out

@@ -126,3 +126,11 @@ def test_what_nobody_waits_for_is_not_taken() -> None:
     sent(one)
     assert not one.take("stranger", 0, ok(), 1.0)
     assert not one.take(A, 7, ok(), 1.0)
+
+
+def test_an_object_that_was_altered_counts_for_each_target_that_read_it() -> None:
+    one = window(A, B)
+    flying = sent(one)
+    for _ in range(3):
+        flying.rewrites[A] += 1
+    assert (flying.rewrites[A], flying.rewrites[B]) == (3, 0)
