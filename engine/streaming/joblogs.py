@@ -103,13 +103,20 @@ class JobLogs:
         """A job ended: its output is sent to the end, and its error log after it."""
         with self._lock:
             live = self._live.get((job, attempt))
+        sharing = self.sharing(self._core.site.jobs.load(job).state)
         if live is not None:
             live.over.set()
+        elif sharing == "live":  # it ended before it was seen to run, or while no engine was there
+            self._whole(job, attempt, self._core.site.workspace.attempt(job, attempt) / "log.txt")
         errors = self._core.site.workspace.run(job) / ERRORS
-        if self.sharing(self._core.site.jobs.load(job).state) != "off" and errors.is_file():
-            whole = _Live()
-            whole.over.set()
-            self._run(job, attempt, errors, whole)
+        if sharing != "off" and errors.is_file():
+            self._whole(job, attempt, errors)
+
+    def _whole(self, job: str, attempt: int, path: Path) -> None:
+        """Send a log that nobody writes to any more; of what the server has, nothing goes twice."""
+        whole = _Live()
+        whole.over.set()
+        self._run(job, attempt, path, whole)
 
     def _run(self, job: str, attempt: int, path: Path, live: _Live) -> None:
         def send() -> None:

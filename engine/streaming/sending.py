@@ -94,7 +94,8 @@ class Files:
         }
         return self._send(self._id(said), said, fl_ctx)
 
-    def _send(self, file_id: str, said: dict[str, Any], fl_ctx: FLContext | None) -> SentFile:
+    def _send(self, file_id: str, said: dict[str, Any], fl_ctx: FLContext | None, *, keep: bool = False) -> SentFile:
+        """Send a file, with a note of it in the workspace meanwhile; ``keep`` leaves the note where that fails."""
         lock = FileLock(self._folder / f"{file_id}.lock")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not lock.acquire() or not _is_there(lock):
@@ -104,13 +105,12 @@ class Files:
         try:
             write_json(note, said)
             sent = self._stream(file_id, said, fl_ctx)
-            if sent.ok or not self._streams.down:
+            if sent.ok or not (keep or self._streams.down):
                 note.unlink(missing_ok=True)  # else the next engine goes on
             return sent
-        except (StreamerDown, CellMissing, LogUnavailable):
-            raise  # what passes is no reason to forget it: the next engine goes on
         except (Exception, KeyboardInterrupt):
-            note.unlink(missing_ok=True)
+            if not keep:  # whoever asked is told, and nothing of it is sent later behind their back
+                note.unlink(missing_ok=True)
             raise
         finally:
             (self._folder / f"{file_id}.lock").unlink(missing_ok=True)
@@ -167,9 +167,11 @@ class Files:
                 raise ArgumentInvalid(f"{said['path']} has changed since it was begun to be sent")
             for pause in PAUSES:
                 with acting_as(Actor(**said["actor"]), reason=said["reason"]):
-                    sent = self._send(note.stem, said, None)
+                    sent = self._send(note.stem, said, None, keep=True)
                 if sent.ok or self._streams.wait_down(pause):
                     break
+            if not self._streams.down:
+                note.unlink(missing_ok=True)
             log.warning("%s: %s", said["path"], "sent" if sent.ok else f"not sent: {sent.code} {sent.why}")
         except (StreamerDown, CellMissing, LogUnavailable) as error:
             log.warning("a file is sent on by the next engine: %s", error)

@@ -56,6 +56,8 @@ class Streamer:
         self._job = job
         self._lock = threading.Lock()
         self._active: dict[str, Transfer] = {}
+        #: Held while signs of life are given.
+        self._signs = threading.Lock()
         self._unclosed: list[tuple[TransferClosed, str | None]] = []
         self._untold: list[tuple[Transfer, str]] = []
         self._said: threading.Thread | None = None
@@ -193,6 +195,11 @@ class Streamer:
                 self._said = threading.Thread(target=self._say, name="streams", daemon=True)
                 self._said.start()
 
+    def hush(self) -> None:
+        """It is over, and about to be removed from the fabric: no sign of its life comes after this."""
+        with self._signs:
+            pass  # what is being said now was asked before
+
     def leave(self, transfer: Transfer) -> None:
         """It is over."""
         with self._lock:
@@ -219,8 +226,10 @@ class Streamer:
                 if self.down.is_set() and not active and not left:
                     return
             try:
-                if active:
-                    self.fabric.lives({tx: transfer.counts() for tx, transfer in active.items()})
+                with self._signs:
+                    signs = {tx: one.counts() for tx, one in active.items() if not one.over}
+                    if signs:
+                        self.fabric.lives(signs)
             except LogUnavailable as error:
                 log.debug("the fabric is away: %s", error)
             for transfer in active.values():

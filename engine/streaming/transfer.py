@@ -440,6 +440,11 @@ class Transfer:
             process=self._streamer.core.site.process,
         )
 
+    @property
+    def over(self) -> bool:
+        """Nothing of it leaves any more."""
+        return self._over
+
     def counts(self) -> str:
         """How far it is, for whoever closes it where we cannot."""
         window = self._window
@@ -470,6 +475,7 @@ class Transfer:
             return
         with self._gate:
             self._over, self._code = True, code
+        self._streamer.hush()
         if not self.tell_end(why):
             self._streamer.tell_later(self, why)
         window = self._window

@@ -50,7 +50,7 @@ class TransferResumed(OfTransfer):
 
     type: Literal["TransferResumed"] = "TransferResumed"
     at: int = Field(ge=0, description="number of the object with which it goes on")
-    why: str
+    why: Personal
 
 
 class TransferClosed(OfTransfer):
@@ -58,7 +58,7 @@ class TransferClosed(OfTransfer):
 
     type: Literal["TransferClosed"] = "TransferClosed"
     code: str = Field(description="return code; PRODUCER_LOST or CONSUMER_LOST where a process died over it")
-    why: str
+    why: Personal
     objects: int = Field(ge=0, description="made, or consumed")
     bytes: int = Field(ge=0, description="payload of those objects, each counted once")
     ms: int = Field(ge=0, description="milliseconds since it was opened")

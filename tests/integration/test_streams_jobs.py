@@ -172,6 +172,16 @@ def test_a_log_that_is_shared_is_at_the_server_as_it_grows_and_whole_in_the_end(
     assert (row["outcome"], row["size"] > 500) == ("streamed", True)
 
 
+def test_the_log_of_a_job_that_ends_at_once_is_sent_too(
+    shared: ClientEngine, server: FederationServer, job: str, tmp_path: Path
+) -> None:
+    assert shared.deploy_app("app", job, {}, SITE, zip_of(tmp_path, "echo", "that was it")) == ""
+    shared.share_log(job, "live")
+    assert shared.start_app(job, {}) == STARTED
+    in_state(shared.site.jobs, job, "finished")
+    until(lambda: logs(server, job) == {"1-log.txt": "that was it\n"}, 20)
+
+
 def test_sharing_that_begins_and_ends_in_the_middle(
     shared: ClientEngine, server: FederationServer, job: str, tmp_path: Path
 ) -> None:
