@@ -17,6 +17,7 @@ class _Acting(NamedTuple):
     actor: Actor
     reason: str | None
     call_id: str | None
+    revision: int | None
 
 
 _ACTING: ContextVar[_Acting | None] = ContextVar("flightlog_acting", default=None)
@@ -25,11 +26,7 @@ _ACTING: ContextVar[_Acting | None] = ContextVar("flightlog_acting", default=Non
 @lru_cache(maxsize=8)
 def os_actor(via: Literal["python", "cli", "api", "cell"] = "python") -> Actor:
     """The person that the kernel says this process runs as; names from the environment are only claimed."""
-    uid = os.getuid()
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = f"uid-{uid}"
+    name = os_name(os.getuid())
     claimed = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME")
     return Actor(
         id=name,
@@ -40,22 +37,33 @@ def os_actor(via: Literal["python", "cli", "api", "cell"] = "python") -> Actor:
     )
 
 
+def os_name(uid: int) -> str:
+    """The name of a user of this host."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid-{uid}"
+
+
 def system_actor(role: str) -> Actor:
     """A part of Flightlog itself."""
     return Actor(id=f"flightlog:{role}", kind="system")
 
 
 @contextmanager
-def acting_as(actor: Actor | str, *, reason: str | None = None, call_id: str | None = None) -> Iterator[Actor]:
+def acting_as(
+    actor: Actor | str, *, reason: str | None = None, call_id: str | None = None, revision: int | None = None
+) -> Iterator[Actor]:
     """Within the block, calls are of this actor, for this reason.
 
     Args:
         actor: who. A bare name is only claimed: the kernel's name stays beside it.
         reason: why; it is recorded with the intent.
         call_id: makes the one call in the block idempotent: the same again gets the first answer.
+        revision: the job's revision that the caller has seen; at another one the call is refused.
     """
     who = actor if isinstance(actor, Actor) else os_actor().model_copy(update={"claimed": actor[:200]})
-    was = _ACTING.set(_Acting(who, reason, call_id))
+    was = _ACTING.set(_Acting(who, reason, call_id, revision))
     try:
         yield who
     finally:
@@ -87,3 +95,9 @@ def current_call_id() -> str | None:
     """The call id that ``acting_as`` gave, if one."""
     acting = _ACTING.get()
     return acting.call_id if acting else None
+
+
+def expected_revision() -> int | None:
+    """The revision that ``acting_as`` says the job must have, if it does."""
+    acting = _ACTING.get()
+    return acting.revision if acting else None

@@ -1,4 +1,4 @@
-"""The pool as a child of the engine: started, watched, started anew, ended with it."""
+"""Processes that belong to whoever has the site up: started, watched, started anew, ended with it."""
 
 from __future__ import annotations
 
@@ -15,49 +15,58 @@ from engine.site import Site
 log = logging.getLogger("flightlog.engine")
 
 
-class PoolChild:
-    """Supervises ``python -P -m workers pool``. The pool ends when the engine does, by its standard input.
+class Child:
+    """Supervises one of our own commands. It ends when we do, by its standard input.
 
     Args:
-        site: opened; its settings go to the pool.
+        site: opened; its settings go to the child.
+        name: what people call it; its output goes to ``<name>.log``.
+        command: of ``python -P -m``, without the workspace.
+        gives_up: exit code that says that another try would be as vain.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, name: str, command: list[str], gives_up: int | None = None) -> None:
         self.site = site
+        self.name = name
+        self.command = command
+        self.gives_up = gives_up
         self.process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the pool and its watch."""
+        """Start it, and its watch."""
         self.process = self._spawn()
         self._thread.start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        with (self.site.workspace.flight / "pool.log").open("ab") as output:
+        with (self.site.workspace.flight / f"{self.name}.log").open("ab") as output:
             return subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "workers", "pool", "--until-eof"),
+                    *(sys.executable, "-P", "-m", *self.command, "--until-eof"),
                     *("--workspace", str(self.site.workspace.root)),
                 ],
                 env={**os.environ, **self.site.settings.environment()},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # a Ctrl-C at the terminal is for us; we tell the pool
+                start_new_session=True,  # a Ctrl-C at the terminal is for us; we tell it
             )
 
     def _run(self) -> None:
         while not self._stop.wait(0.2):
             process = self.process
-            if process is not None and process.poll() is not None:
-                log.warning("the pool ended with %s; it is started anew", process.returncode)
-                time.sleep(0.5)
-                if not self._stop.is_set():
-                    self.process = self._spawn()
+            if process is None or process.poll() is None:
+                continue
+            if process.returncode == self.gives_up:
+                return
+            log.warning("the %s ended with %s; it is started anew", self.name, process.returncode)
+            time.sleep(0.5)
+            if not self._stop.is_set():
+                self.process = self._spawn()
 
     def stop(self) -> None:
-        """End the pool in order; apps keep running."""
+        """End it in order; apps keep running."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2)
@@ -69,6 +78,17 @@ class PoolChild:
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
-            log.warning("the pool does not end; it is killed, with its workers")
+            log.warning("the %s does not end; it is killed, with what it started", self.name)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(5)
+
+
+def pool_child(site: Site) -> Child:
+    """The site's worker pool."""
+    return Child(site, "pool", ["workers", "pool"])
+
+
+def api_child(site: Site) -> Child:
+    """The site's status API; where its port is taken, it is not started again and again."""
+    asked = "api_port" in site.settings.model_fields_set
+    return Child(site, "api", ["engine.status", *(["--exactly"] if asked else [])], gives_up=6)

@@ -29,7 +29,7 @@ from engine.calls.share import share_log
 from engine.calls.start import Started
 from engine.cell.message import Message
 from engine.cell.protocol import Cell
-from engine.children import PoolChild
+from engine.children import Child, pool_child
 from engine.client import Arguments, FederatedClient, LocalArguments, LocalClient
 from engine.comm import Comm
 from engine.component import FLComponent
@@ -98,6 +98,7 @@ class ClientEngine:
         workers: size of the pool that this engine supervises.
         purpose: what people are told who ask who owns the site.
         goes_on: with files whose engine died over them; one that lives only for a command does not.
+        may_own: become the site's owner where it has none; else it is a client in any case.
         options: further settings (``engine.settings``), for instance ``pool="elsewhere"``.
 
     Raises:
@@ -114,6 +115,7 @@ class ClientEngine:
         *,
         purpose: str = "engine",
         goes_on: bool = True,
+        may_own: bool = True,
         **options: Any,
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -137,7 +139,7 @@ class ClientEngine:
         self._owner = FileLock(site.workspace.flight / "owner.lock")
         self.role: Literal["owner", "client"] = (
             # A moment's patience: whoever asks whether the site is up holds this lock for as long as it takes to ask.
-            "owner" if self._owner.acquire(timeout=0.05) else "client"
+            "owner" if may_own and self._owner.acquire(timeout=0.05) else "client"
         )
         self._components = Components(self._core, client, self)
         self._holdings = Holdings(self._core, self._components)
@@ -149,7 +151,7 @@ class ClientEngine:
         self._logs = JobLogs(self._core, self._comm.streams, self._components.context, server)
         self._reactor = Reactor(self._core, self._components, self._holdings, also=self._logs.see)
         self._member: Member | None = None
-        self._pool: PoolChild | None = None
+        self._pool: Child | None = None
         self._opened = False
         self._purpose = purpose
         self._goes_on = goes_on
@@ -218,7 +220,7 @@ class ClientEngine:
         self._reactor.start()
         self._sweep()
         if site.settings.pool == "own":
-            self._pool = PoolChild(site)
+            self._pool = pool_child(site)
             self._pool.start()
 
     def _join(self) -> None:
@@ -361,15 +363,21 @@ class ClientEngine:
         return "Start the client app..."
 
     def start_with_resources(
-        self, job_id: str, job_meta: Mapping[str, Any] | None, requirement: dict[str, Any]
+        self,
+        job_id: str,
+        job_meta: Mapping[str, Any] | None,
+        requirement: dict[str, Any],
+        timeout: float | None = None,
     ) -> Started:
         """Check, allocate, consume and start in one call, as the reference's start command does (7.3).
+
+        ``timeout`` is in seconds; 0: it does not wait for the process.
 
         Raises:
             ResourcesLacking: the manager has not enough now, or the site has no manager.
             FlightlogError: whatever else stands against the start; nothing is held then.
         """
-        return self._starts.asked(job_id, job_meta, requirement)
+        return self._starts.asked(job_id, job_meta, requirement, timeout)
 
     def notify_job_status(self, job_id: str, job_status: object) -> None:
         """A job says that it is started (2) or stopped (3); what makes no sense is recorded and ignored."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.actors import current_actor, current_call_id
+from engine.actors import current_actor, current_call_id, expected_revision
 from engine.cell.outcomes import Outcomes
 from engine.decide import Accepted, Command, Decision, Refused, Repeated, decide
 from engine.errors import EngineDown
@@ -26,7 +26,7 @@ from events.append import WorkRefused
 from events.bodies.base import Body
 from events.bodies.job import CallRefused
 from events.envelope import Call, digest_of
-from events.errors import FlightlogError, LogUnavailable
+from events.errors import FlightlogError, LogUnavailable, RevisionConflict
 
 log = logging.getLogger("flightlog.engine")
 
@@ -81,6 +81,7 @@ class Core:
         Raises:
             FlightlogError: the refusal, with the position at which it was recorded.
             CallIdReused: the call id came before with other arguments.
+            RevisionConflict: the job is not at the revision that the caller has seen.
         """
         if current_call_id() is not None and self.site.jobs.log.known(call) is not None:
             return None
@@ -93,7 +94,14 @@ class Core:
                 return decision.bodies
             return [decision.body] if isinstance(decision, Repeated) else []
 
-        recorded = self.site.jobs.transact(call, job_id, choose)
+        expected = expected_revision()
+        try:
+            recorded = self.site.jobs.transact(call, job_id, choose, revision=expected)
+        except RevisionConflict as conflict:
+            if expected is None:
+                raise
+            now = self.site.jobs.load(job_id)
+            raise self.refuse(call, command.method, conflict, job_id, now.state, now.revision) from conflict
         decision, state = last[-1]
         if isinstance(decision, Refused):
             revision = self.site.jobs.load(job_id).revision

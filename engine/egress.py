@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from engine.cell.protocol import root_of
@@ -35,47 +35,148 @@ def egress(events: Iterable[Event], site: str, *, job: str | None = None, since:
         job: only of this job.
         since: only from this time on, in ms since the epoch.
     """
-    rows: list[dict[str, Any]] = []
-    asked: dict[str, dict[str, Any]] = {}
-    streams: dict[str, list[dict[str, Any]]] = {}
-    came: dict[str, Event] = {}
-    networks: dict[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    fold = Egress(site, rows, {})
     for event in events:
-        subject = job_of(event.subject)
-        if event.type == "AppSpawned" and subject:
-            networks[subject] = event.body["network"]
-        elif event.type == "AuxRequested" and event.body["topic"] not in STREAMED:
-            row = _row(event, subject, networks)
-            if _counts(row, site, job, since):
-                asked[row["id"]] = row
-                rows.append(row)
-        elif event.type == "SendStarted":
-            for message in event.body["ids"]:
-                if message in asked:
-                    asked[message]["outcome"] = "under way"
-        elif event.type == "AuxFailed" and (begun := asked.get(event.body["id"])):
-            left = begun["outcome"] == "under way" and event.body["code"] == "timeout"
-            begun["outcome"] = "not answered" if left else f"not sent ({event.body['code']})"
-        elif event.type in _SAID and (done := asked.get(event.body["id"])):
-            done["outcome"] = _SAID[event.type]
-        elif event.type == "TransferOpened" and event.body["direction"] == "out":
-            streams[event.body["id"]] = [
-                r for r in _stream_rows(event, subject, networks) if _counts(r, site, job, since)
-            ]
-            rows += streams[event.body["id"]]
-        elif event.type in ("TransferProgress", "TransferClosed") and event.body["direction"] == "out":
-            _streamed(streams.get(event.body["id"], []), event)
-        elif event.type == "TransferOpened":
-            came[event.body["id"]] = event
-        elif event.type == "TransferClosed" and event.body["id"] in came:
-            answered = _answer_rows(event, came[event.body["id"]], subject, networks)
-            rows += [r for r in answered if _counts(r, site, job, since)]
-        elif event.type == "AuxHandled" and event.body["reply"]:
-            row = _row(event, subject, networks)
-            row["outcome"] = "answer"
-            if _counts(row, site, job, since):
-                rows.append(row)
-    yield from rows
+        fold.take(event)
+    yield from (row for row in rows.values() if (job is None or row["job"] == job) and row["ms"] >= since)
+
+
+class Egress:
+    """The fold: a row for each message and target.
+
+    Args:
+        site: its name; what stays within it is left out.
+        rows: by a key of their own; a row that changes is put again.
+        beside: what is kept to make rows of: networks of jobs' runs, streams that are under way.
+    """
+
+    def __init__(
+        self, site: str, rows: MutableMapping[str, dict[str, Any]], beside: MutableMapping[str, dict[str, Any]]
+    ) -> None:
+        self._site = site
+        self._rows = rows
+        self._beside = beside
+
+    def take(self, event: Event) -> None:
+        """See the next event."""
+        rule = _RULES.get(event.type)
+        if rule is not None:
+            rule(self, event)
+
+    def _spawned(self, event: Event) -> None:
+        self._beside[f"network {job_of(event.subject)}"] = {"network": event.body["network"]}
+
+    def _asked(self, event: Event) -> None:
+        if event.body["topic"] not in STREAMED:
+            row = self._row(event)
+            self._put(row["id"], row)
+
+    def _sending(self, event: Event) -> None:
+        for message in event.body["ids"]:
+            self._said(message, "under way")
+
+    def _failed(self, event: Event) -> None:
+        message, code = event.body["id"], event.body["code"]
+        row = self._rows.get(message)
+        left = row is not None and row["outcome"] == "under way" and code == "timeout"
+        self._said(message, "not answered" if left else f"not sent ({code})")
+
+    def _closed(self, event: Event) -> None:
+        self._said(event.body["id"], _SAID[event.type])
+
+    def _handled(self, event: Event) -> None:
+        if event.body["reply"]:
+            row = {**self._row(event), "outcome": "answer"}
+            self._put(f"{row['id']} answer", row)
+
+    def _opened(self, event: Event) -> None:
+        row, stream = self._row(event, target="", size=0, digest=None), event.body["id"]
+        if event.body["direction"] == "in":
+            self._beside[f"in {stream}"] = row
+            return
+        self._beside[f"out {stream}"] = {"targets": event.body["targets"]}
+        for target in event.body["targets"]:
+            self._put(f"{stream} {target}", {**row, "target": target, "outcome": "under way"})
+
+    def _streamed(self, event: Event) -> None:
+        body, over = event.body, event.type == "TransferClosed"
+        side = f"{body['direction']} {body['id']}"
+        known = self._beside.get(side)
+        if known is None:
+            return
+        if over:
+            del self._beside[side]
+        if body["direction"] == "out":
+            for key in (f"{body['id']} {target}" for target in known["targets"]):
+                row = self._rows.get(key)
+                if row is not None:
+                    self._rows[key] = _closed(row, body) if over else {**row, "size": max(row["size"], body["bytes"])}
+        elif over:
+            for target, size in body["left"].items():
+                if size:  # what went back to the sender of a stream that came in: the replies to its objects
+                    at = {"time": iso(event.ms), "ms": int(event.ms), "position": event.position}
+                    row = {**known, **at, "target": target, "size": size, "outcome": "answers"}
+                    self._put(f"{body['id']} {target} answers", row)
+
+    def _row(self, event: Event, **instead: Any) -> dict[str, Any]:
+        rest = event.rest()
+        body, job = {**rest["body"], **instead}, job_of(event.subject)
+        return {
+            "time": iso(event.ms),
+            "ms": int(event.ms),
+            "position": event.position,
+            "id": body["id"],
+            "target": body["target"],
+            "channel": body["channel"],
+            "topic": body["topic"],
+            "job": job,
+            "size": body["size"],
+            "digest": body["digest"],
+            "sealed": body["secure"],
+            "asked_by": rest["actor"]["id"],
+            "network": self._beside.get(f"network {job}", {}).get("network") if job else None,
+            "outcome": "waiting",
+        }
+
+    def _put(self, key: str, row: dict[str, Any]) -> None:
+        if root_of(row["target"]) != self._site:
+            self._rows[key] = row
+
+    def _said(self, key: str, outcome: str) -> None:
+        row = self._rows.get(key)
+        if row is not None:
+            self._rows[key] = {**row, "outcome": outcome}
+
+
+_RULES: dict[str, Callable[[Egress, Event], None]] = {
+    "AppSpawned": Egress._spawned,
+    "AuxRequested": Egress._asked,
+    "SendStarted": Egress._sending,
+    "AuxFailed": Egress._failed,
+    **dict.fromkeys(_SAID, Egress._closed),
+    "AuxHandled": Egress._handled,
+    "TransferOpened": Egress._opened,
+    "TransferProgress": Egress._streamed,
+    "TransferClosed": Egress._streamed,
+}
+
+
+def counts(row: Mapping[str, Any]) -> bool:
+    """Whether it left, or may have: what was not sent, or still waits, does not count."""
+    return not (row["outcome"].startswith("not sent") or row["outcome"] == "waiting")
+
+
+def _closed(row: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """A stream's row at its end: what was handed over for a target counts, whether it took it in or not."""
+    size = max(row["size"], body["left"].get(row["target"], 0))
+    code = body["codes"].get(row["target"], body["code"])
+    code = code if code != "OK" else body["code"]
+    least = " at least" if body["at_least"] else ""
+    outcome = "streamed" if code == "OK" else f"streamed in part{least} ({code})"
+    if not size and not body["at_least"]:
+        outcome = f"not sent ({code})"
+    return {**row, "size": size, "digest": body["digest"], "outcome": outcome}
 
 
 def totals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,72 +187,9 @@ def totals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         total = found.setdefault(
             key, {"target": key[0], "topic": key[1], "job": key[2], "messages": 0, "bytes": 0, "not_sent": 0}
         )
-        if row["outcome"].startswith("not sent") or row["outcome"] == "waiting":
-            total["not_sent"] += 1
-        else:
+        if counts(row):
             total["messages"] += 1
             total["bytes"] += row["size"]
+        else:
+            total["not_sent"] += 1
     return list(found.values())
-
-
-def _row(event: Event, job: str | None, networks: dict[str, str], **instead: Any) -> dict[str, Any]:
-    rest = event.rest()
-    body = {**rest["body"], **instead}
-    return {
-        "time": iso(event.ms),
-        "ms": int(event.ms),
-        "position": event.position,
-        "id": body["id"],
-        "target": body["target"],
-        "channel": body["channel"],
-        "topic": body["topic"],
-        "job": job,
-        "size": body["size"],
-        "digest": body["digest"],
-        "sealed": body["secure"],
-        "asked_by": rest["actor"]["id"],
-        "network": networks.get(job) if job else None,
-        "outcome": "waiting",
-    }
-
-
-def _stream_rows(event: Event, job: str | None, networks: dict[str, str]) -> list[dict[str, Any]]:
-    """A row for each target of a stream."""
-    return [
-        {**_row(event, job, networks, target=target, size=0, digest=None), "outcome": "under way"}
-        for target in event.body["targets"]
-    ]
-
-
-def _answer_rows(closed: Event, opened: Event, job: str | None, networks: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """What went back to the sender of a stream that came in: the replies to its objects."""
-    for target, size in closed.body["left"].items():
-        if size:
-            yield {
-                **_row(opened, job, networks, target=target, size=size, digest=None),
-                "time": iso(closed.ms),
-                "ms": int(closed.ms),
-                "position": closed.position,
-                "outcome": "answers",
-            }
-
-
-def _streamed(rows: Iterable[dict[str, Any]], event: Event) -> None:
-    """What left of a stream so far, or in all: what was handed over for a target counts, whether it took it in."""
-    body = event.body
-    for row in rows:
-        if event.type == "TransferProgress":
-            row["size"] = max(row["size"], body["bytes"])
-            continue
-        row["size"] = max(row["size"], body["left"].get(row["target"], 0))
-        row["digest"] = body["digest"]
-        code = body["codes"].get(row["target"], body["code"])
-        code = code if code != "OK" else body["code"]
-        least = " at least" if body["at_least"] else ""
-        row["outcome"] = "streamed" if code == "OK" else f"streamed in part{least} ({code})"
-        if not row["size"] and not body["at_least"]:
-            row["outcome"] = f"not sent ({code})"
-
-
-def _counts(row: dict[str, Any], site: str, job: str | None, since: int) -> bool:
-    return root_of(row["target"]) != site and (job is None or row["job"] == job) and row["ms"] >= since

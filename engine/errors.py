@@ -362,6 +362,58 @@ class NotAuthorised(FlightlogError):
     code, http, retry = "NOT_AUTHORISED", 403, "no"
 
 
+class NotIdentified(NotAuthorised):
+    """Nobody is known to ask: the code of ``NotAuthorised``, with the status 401."""
+
+    http = 401
+
+
+class PathUnknown(FlightlogError):
+    """The status API has nothing at that path.
+
+    ``/openapi.json`` lists what it has.
+    """
+
+    code, http, retry = "PATH_UNKNOWN", 404, "no"
+
+
+class MethodNotAllowed(FlightlogError):
+    """That path does not take this method.
+
+    The answer's ``Allow`` names those that it takes.
+    """
+
+    code, http, retry = "METHOD_NOT_ALLOWED", 405, "no"
+
+
+class MediaTypeWrong(FlightlogError):
+    """The body has another content type than the path takes.
+
+    The message names the one that it takes; send the body as that.
+    """
+
+    code, http, retry = "MEDIA_TYPE_WRONG", 415, "no"
+
+
+class HostUnknown(FlightlogError):
+    """The request names a host that this server does not go by.
+
+    Whoever has a name of their own for it adds that to ``FLIGHTLOG_API_HOSTS``. A page of somebody else that had
+    its name lead here would be stopped by this.
+    """
+
+    code, http, retry = "HOST_UNKNOWN", 421, "no"
+
+
+class CrossSite(FlightlogError):
+    """Another site's page asked the browser to send this.
+
+    Commands come from this server's own pages, or from programs, which say nothing of an origin.
+    """
+
+    code, http, retry = "CROSS_SITE", 403, "no"
+
+
 class PayloadInvalid(FlightlogError, ValueError):
     """A value cannot be sent, or what was received is not what a peer sends.
 

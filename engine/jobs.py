@@ -125,6 +125,7 @@ class Jobs:
         decide: Callable[[JobState], Sequence[Body]],
         *,
         conditions: Conditions | None = None,
+        revision: int | None = None,
     ) -> Recorded | None:
         """Load, decide, record; decided anew when the job has changed meanwhile.
 
@@ -133,18 +134,27 @@ class Jobs:
             job_id: of which job.
             decide: from the state to the events; none: nothing is to be recorded.
             conditions: by kind of work, under which condition it may be closed.
+            revision: that the job must have; None: any.
 
         Returns:
             What was recorded; None where ``decide`` had nothing to record.
 
         Raises:
-            RevisionConflict: it changed five times in a row.
+            RevisionConflict: it changed five times in a row, or has not the revision that is asked for.
             events.append.WorkRefused: a condition does not hold.
             engine.fold.Illegal: an event cannot come in this state.
         """
         subject = job_subject(job_id)
         for left in range(REDECIDE, 0, -1):
             loaded = self.load(job_id)
+            if revision is not None and loaded.revision != revision:
+                raise RevisionConflict(
+                    f"{job_id} is at revision {loaded.revision}, and {revision} was expected",
+                    f"look at it again: flightlog show {job_id}",
+                    job=job_id,
+                    state=loaded.state.state.value,
+                    revision=loaded.revision,
+                )
             bodies = tuple(decide(loaded.state))
             if not bodies:
                 return None

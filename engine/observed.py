@@ -26,14 +26,16 @@ class _Seen:
 
 
 class Observed:
-    """Counts reads in memory and records them about once a second.
+    """Counts reads in memory and records them about once a second, or in longer spans.
 
     Args:
         jobs: where to record.
+        folded: seconds that are folded into one event.
     """
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, folded: int = 1) -> None:
         self._jobs = jobs
+        self._folded = folded
         self._seen: dict[tuple[str, Actor, str, int], _Seen] = {}
         self._dropped = 0
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class Observed:
     def saw(self, method: str, actor: Actor, result: str = "ok") -> None:
         """A read happened. Costs a dictionary look-up."""
         now = time.time_ns() // 1_000_000
-        key = (method, actor, result, now // 1000)
+        key = (method, actor, result, now // (1000 * self._folded))
         with self._lock:
             seen = self._seen.get(key)
             if seen is not None:
@@ -90,5 +92,5 @@ class Observed:
             dropped = 0
 
     def _run(self) -> None:
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(self._folded):
             self.flush()

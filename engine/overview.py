@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import redis
 
 from engine.cell.fabric import Fabric
 from engine.cell.lanes import Lanes, target_of
-from engine.files import read_json
+from engine.files import FileLock, read_json
 from engine.fold import JobState
 from engine.jobs import MESSAGE, Jobs
 from engine.lifecycle import EXECUTORS, LIVE, State
@@ -28,16 +29,8 @@ CARETAKER_LATE = 30.0  # seconds
 def overview(site: Site) -> dict[str, Any]:
     """All of it, as JSON values."""
     jobs, now = site.jobs, site.jobs.store.now_ms()
-    owner = owner_of(site.workspace)
     return {
-        "site": site.name,
-        "workspace": str(site.workspace.root),
-        "up": owner is not None,
-        "held_by": owner["purpose"] if owner else None,
-        "engine_pid": owner["pid"] if owner else None,
-        "up_since": owner["since"] if owner else None,
-        "listens_as": listening(site, owner),
-        "caretaker": caretaker_seen(site.workspace),
+        **standing(site),
         "workers": workers(site),
         "servers": servers(site),
         "jobs": by_state(jobs),
@@ -47,6 +40,35 @@ def overview(site: Site) -> dict[str, Any]:
         "events": jobs.store.command("XLEN", jobs.store.keys.log),
         "last_position": last_position(jobs.store),
     }
+
+
+def standing(site: Site) -> dict[str, Any]:
+    """Whether a site is up, by whose hand and since when, and where its page is."""
+    owner = owner_of(site.workspace)
+    return {
+        "site": site.name,
+        "workspace": str(site.workspace.root),
+        "up": owner is not None,
+        "held_by": owner["purpose"] if owner else None,
+        "engine_pid": owner["pid"] if owner else None,
+        "up_since": owner["since"] if owner else None,
+        "listens_as": listening(site, owner),
+        "page": page_of(site.workspace),
+        "caretaker": caretaker_seen(site.workspace),
+    }
+
+
+def page_of(workspace: Workspace) -> str | None:
+    """The address of the site's page; None where nobody serves it."""
+    probe = FileLock(workspace.flight / "api.lock")
+    free = probe.acquire(shared=True, timeout=0)
+    probe.release()
+    return None if free else (read_json(workspace.flight / "api.json") or {}).get("url")
+
+
+def disk_free(workspace: Workspace) -> int:
+    """Bytes of room on the workspace's disk."""
+    return shutil.disk_usage(workspace.root).free
 
 
 def caretaker_seen(workspace: Workspace) -> str:
@@ -143,7 +165,7 @@ def workers(site: Site) -> list[dict[str, Any]]:
     try:
         return [
             {"name": w.name, "kind": kind, "pid": w.pid, "host": w.hostname, "state": str(w.get_state())}
-            for kind, queue in (("work", site.bells.queue), ("io", site.bells.io))
+            for kind, queue in site.bells.queues().items()
             for w in Worker.all(queue=queue)
         ]
     except redis.RedisError:

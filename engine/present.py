@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine.decide import allowed
+from engine.decide import Refused, allowed
 from engine.fold import JobState
 from engine.jobs import Loaded
+from engine.refusals import refusal
 from engine.workspace import Workspace, host_name
 from events.envelope import iso
 
@@ -68,7 +69,25 @@ def job(job_id: str, loaded: Loaded, workspace: Workspace | None = None) -> dict
         "output_bytes": _number(state, "output_bytes"),
         "refusals": _number(state, "refusals") or 0,
         "position": loaded.last or None,
-        "allowed": [command for command, code in allowed(state).items() if not code],
+        "tasks": _number(state, "tasks") or 0,
+        "last_task": state.get("last_task") or None,
+        "transfers": _number(state, "transfers") or 0,
+        "log_sharing": state.get("log_sharing") or None,
+        "settled": _number(state, "settled") == state.attempt if state.attempt else None,
+        **commands(job_id, state),
+    }
+
+
+def commands(job_id: str, state: JobState) -> dict[str, Any]:
+    """What may be asked of a job now, and of all else the code and the reason why not."""
+    answers = allowed(state)
+    return {
+        "allowed": [command for command, code in answers.items() if not code],
+        "refused": {
+            command: {"code": code, "reason": refusal(Refused(code, state.state), job_id, state).what}
+            for command, code in answers.items()
+            if code
+        },
     }
 
 

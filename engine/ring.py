@@ -30,7 +30,7 @@ def fabric_client(url: str) -> redis.Redis:
 
 
 def queue_name(site: str, kind: str = "work") -> str:
-    """A site's queue: ``work`` for deploys and launches, ``io`` for messages and streams."""
+    """A site's queue: ``work`` (deploys, launches), ``io`` (messages, streams) or ``launch`` (a launcher's)."""
     return f"{site}-{kind}"
 
 
@@ -41,17 +41,26 @@ class Bells:
         url: of the fabric.
         site: whose queue.
         timeout: seconds after which RQ ends a task.
+        launcher: launches have a queue of their own, which only the launcher serves.
     """
 
-    def __init__(self, url: str, site: str, timeout: int) -> None:
+    def __init__(self, url: str, site: str, timeout: int, *, launcher: bool = False) -> None:
         self.client = fabric_client(url)
         self.queue = Queue(queue_name(site), connection=self.client, serializer=JSONSerializer)
         self.io = Queue(queue_name(site, "io"), connection=self.client, serializer=JSONSerializer)
+        self.launches = self.queue
+        if launcher:
+            self.launches = Queue(queue_name(site, "launch"), connection=self.client, serializer=JSONSerializer)
         self.timeout = timeout
+
+    def queues(self) -> dict[str, Queue]:
+        """Kind of worker -> its queue."""
+        apart = {"launch": self.launches} if self.launches is not self.queue else {}
+        return {"work": self.queue, "io": self.io, **apart}
 
     def ring(self, kind: str, work_id: str) -> None:
         """Tell the workers that this work is open; raises ``LogUnavailable`` where the fabric is away."""
-        self._enqueue(self.queue, TASKS[kind], work_id, work_id)
+        self._enqueue(self.launches if kind == "launch" else self.queue, TASKS[kind], work_id, work_id)
 
     def ring_lane(self, lane: str) -> None:
         """Tell the workers that a lane has something to send; raises ``LogUnavailable`` as above."""
@@ -82,6 +91,6 @@ class Bells:
     def waiting(self) -> int:
         """How many bells nobody has heard yet."""
         try:
-            return int(self.client.llen(self.queue.key))
+            return sum(int(self.client.llen(key)) for key in {self.queue.key, self.launches.key})
         except redis.RedisError as error:
             raise LogUnavailable(f"the fabric server does not answer ({error})", "flightlog up") from error

@@ -75,6 +75,22 @@ class Settings(BaseSettings):
         description="what the server is sent of jobs' logs: nothing, errors at the end, or all as it grows too",
     )
     federation: str = Field(default="", description="address of the server to join; empty: the site is by itself")
+    api: Literal["on", "off"] = Field(default="on", description="whether `flightlog up` serves the status API")
+    api_host: str = Field(default="127.0.0.1", description="address that the status API listens on")
+    api_port: int = Field(
+        default=8787, ge=0, le=65_535, description="its port; 0: any free one. Not given, and taken: the next"
+    )
+    api_hosts: str = Field(
+        default="", description="further names under which it is asked for, with commas between; others are refused"
+    )
+    api_anonymous: Literal["viewer", "none"] = Field(
+        default="viewer", description="what a caller from this host may do without a token; from elsewhere: nothing"
+    )
+    api_body_max: int = Field(default=256 * 2**20, gt=0, description="bytes of an app that comes in through the API")
+    log_format: Literal["text", "json"] = Field(default="text", description="how processes write their own logs")
+    launcher: Literal["pool", "elsewhere"] = Field(
+        default="pool", description="who launches apps: any pool, or only one that was started as the launcher"
+    )
     zip_files: int = Field(default=10_000, gt=0, description="entries of an app's archive")
     zip_bytes: int = Field(default=512 * 2**20, gt=0, description="unpacked bytes of an app")
     zip_ratio: int = Field(default=200, gt=0, description="unpacked bytes per packed byte")

@@ -69,7 +69,9 @@ class Site:
             workspace=workspace,
             servers=servers,
             jobs=Jobs(store),
-            bells=Bells(servers.fabric_url, workspace.site, chosen.task_timeout),
+            bells=Bells(
+                servers.fabric_url, workspace.site, chosen.task_timeout, launcher=chosen.launcher == "elsewhere"
+            ),
             blobs=Blobs(workspace.root),
             spool=Spool(workspace.spool),
         )

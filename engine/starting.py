@@ -82,8 +82,16 @@ class Starts:
                 self._holdings.leave(grant, _attempt(error))
             raise
 
-    def asked(self, job_id: str, job_meta: Mapping[str, Any] | None, requirement: dict[str, Any]) -> Started:
+    def asked(
+        self,
+        job_id: str,
+        job_meta: Mapping[str, Any] | None,
+        requirement: dict[str, Any],
+        timeout: float | None = None,
+    ) -> Started:
         """Check, allocate, consume and start in one call, as the reference's start command does (7.3).
+
+        ``timeout`` is in seconds; 0: it does not wait for the process.
 
         Raises:
             ResourcesLacking: the manager has not enough now, or the site has no manager.
@@ -107,7 +115,7 @@ class Starts:
                 raise self._core.refuse(call, "start_app", error, job_id)
             resources = manager.allocate_resources(requirement, token, context)
             grant = self._holdings.grant(job_id, manager, token, resources) if resources else None
-            return self._allocated(call, job_id, job_meta, resources, token, grant, lock.release)
+            return self._allocated(call, job_id, job_meta, resources, token, grant, lock.release, timeout)
         finally:
             lock.release()
 
@@ -120,6 +128,7 @@ class Starts:
         token: str,
         grant: Grant | None,
         recorded: Callable[[], None],
+        timeout: float | None,
     ) -> Started:
         consumer = self._components.find(CONSUMER)
         try:
@@ -132,7 +141,7 @@ class Starts:
                 manager=MANAGER if resources else None,
                 environment=environment,
             )
-            return self._start(call, job_id, job_meta, allotment, grant, recorded)
+            return self._start(call, job_id, job_meta, allotment, grant, recorded, timeout)
         except CallTimeout:
             raise  # it may come yet, and then it holds what it was given
         except BaseException as error:
@@ -152,6 +161,7 @@ class Starts:
         allotment: Allotment,
         grant: Grant | None,
         recorded: Callable[[], None] | None = None,
+        timeout: float | None = None,
     ) -> Started:
         def before(meta: Mapping[str, Any]) -> None:
             if self._owner:
@@ -160,7 +170,9 @@ class Starts:
 
         attempt: int | None = None
         try:
-            started = start(self._core, call, job_id, job_meta, allotment, before=before, recorded=recorded)
+            started = start(
+                self._core, call, job_id, job_meta, allotment, timeout=timeout, before=before, recorded=recorded
+            )
             attempt = started.attempt
         except CallTimeout as error:
             attempt = _attempt(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from events.envelope import Event, iso
@@ -16,29 +16,34 @@ class Transfers:
 
     Args:
         job: only of this job.
+        rows: where rows are kept, by direction and id; a row that changes is put again.
     """
 
-    def __init__(self, job: str | None = None) -> None:
+    def __init__(self, job: str | None = None, rows: MutableMapping[str, dict[str, Any]] | None = None) -> None:
         self._job = job
-        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self._rows: MutableMapping[str, dict[str, Any]] = {} if rows is None else rows
 
     def take(self, event: Event) -> dict[str, Any] | None:
         """See an event; the row that it changes."""
         if event.type not in TYPES or (self._job is not None and job_of(event.subject) != self._job):
             return None
-        key = (event.body["id"], event.body["direction"])
+        key = f"{event.body['direction']} {event.body['id']}"
+        known = self._rows.get(key)
         if event.type == "TransferOpened":
-            self._rows[key] = _opened(event)
-        elif key in self._rows:
-            _further(self._rows[key], event)
-        return self._rows.get(key)
+            known = self._rows[key] = _opened(event)
+        elif known is not None:
+            known = self._rows[key] = {**known, **_further(known, event)}
+        return known
 
     def rows(self, now: int) -> list[dict[str, Any]]:
         """All of them; ``now`` is ms since the epoch, for the speed of those that are under way."""
-        for row in self._rows.values():
-            row["seconds"] = round(max(0, (row["ended_ms"] or now) - row["ms"]) / 1000, 3)
-            row["bytes_per_second"] = round(row["bytes"] / row["seconds"]) if row["seconds"] else None
-        return list(self._rows.values())
+        return [timed(row, now) for row in self._rows.values()]
+
+
+def timed(row: dict[str, Any], now: int) -> dict[str, Any]:
+    """A row with how long it took, or has taken so far, and its speed."""
+    seconds = round(max(0, (row["ended_ms"] or now) - row["ms"]) / 1000, 3)
+    return {**row, "seconds": seconds, "bytes_per_second": round(row["bytes"] / seconds) if seconds else None}
 
 
 def transfers(events: Iterable[Event], *, job: str | None = None, now: int) -> list[dict[str, Any]]:
@@ -77,16 +82,16 @@ def _opened(event: Event) -> dict[str, Any]:
     }
 
 
-def _further(row: dict[str, Any], event: Event) -> None:
+def _further(row: dict[str, Any], event: Event) -> dict[str, Any]:
+    """What changes of a row."""
     body = event.body
     if event.type == "TransferResumed":
-        row["resumed"] += 1
-        return
-    row["objects"], row["bytes"] = max(row["objects"], body["objects"]), max(row["bytes"], body["bytes"])
+        return {"resumed": row["resumed"] + 1}
+    change = {"objects": max(row["objects"], body["objects"]), "bytes": max(row["bytes"], body["bytes"])}
     if event.type == "TransferProgress":
-        row["total"] = body["total"]
-        return
-    row |= {
+        return {**change, "total": body["total"]}
+    return {
+        **change,
         "state": "done" if body["code"] == "OK" else "failed",
         "code": body["code"],
         "why": body["why"] or None,

@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 
+from engine.logs import set_up
 from engine.site import Site
 from events.errors import FlightlogError
 
@@ -19,13 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", choices=("pool", "worker"))
     parser.add_argument("--workspace", required=True)
     parser.add_argument(
-        "--queue", choices=("work", "io"), default="work", help="worker: deploys and launches, or messages"
+        "--queue", choices=("work", "io", "launch"), default="work", help="worker: deploys and launches, or messages"
     )
     parser.add_argument("--parent", type=int, help="worker: end when this process is our parent no more")
     parser.add_argument("--burst", action="store_true", help="worker: end when the queue is empty")
     parser.add_argument("--until-eof", action="store_true", help="pool: end when standard input does")
+    parser.add_argument("--launcher", action="store_true", help="pool: launch apps and look after them, no more")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    set_up(logging.INFO)
     logging.getLogger("rq").setLevel(logging.WARNING)
     try:
         site = Site.open(
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             return run_worker(site, args.queue, burst=args.burst, parent=args.parent)
         from workers.pool import Pool
 
-        return Pool(site, until_eof=args.until_eof).run()
+        return Pool(site, until_eof=args.until_eof, launcher=args.launcher).run()
     except FlightlogError as error:
         print(error, file=sys.stderr)
         return 6

@@ -7,18 +7,18 @@ from rq import Queue
 from engine.site import Site
 
 _site: Site | None = None
-_io = False
+_kind = "work"
 
 
-def set_site(site: Site, *, io: bool = False) -> None:
-    """From now on, tasks work for this site, and come from its queue of messages or of work."""
-    global _site, _io
-    _site, _io = site, io
+def set_site(site: Site, kind: str = "work") -> None:
+    """From now on, tasks work for this site, and come from its queue of that kind."""
+    global _site, _kind
+    _site, _kind = site, kind
 
 
 def queue() -> Queue:
     """The queue that this process works for."""
-    return site().bells.io if _io else site().bells.queue
+    return site().bells.queues()[_kind]
 
 
 def site() -> Site:

@@ -11,6 +11,7 @@ import threading
 import time
 from types import FrameType
 
+from engine.errors import ArgumentInvalid
 from engine.site import Site
 from engine.workspace import host_name
 from events.bodies.base import Body
@@ -33,15 +34,29 @@ class Pool:
     Args:
         site: an opened site; ``site.settings.workers`` is the size.
         until_eof: end when standard input does, which is when the engine that started us is gone.
+        launcher: launch apps and look after them, and nothing else; the other pools of the site then do the rest.
     """
 
-    def __init__(self, site: Site, *, until_eof: bool = False) -> None:
+    def __init__(self, site: Site, *, until_eof: bool = False, launcher: bool = False) -> None:
         self.site = site
         self.stop = threading.Event()
         self._workers: dict[int, tuple[subprocess.Popen[bytes], float, str]] = {}
+        apart = site.settings.launcher == "elsewhere"
+        if launcher and not apart:
+            raise ArgumentInvalid(
+                "a launcher of its own serves a queue that nobody rings for",
+                "FLIGHTLOG_LAUNCHER=elsewhere for engine, pools and launcher",
+                field="launcher",
+            )
         io = max(1, site.settings.workers // 3)
         #: Kind of worker -> how many: the size is the total, and each kind has at least one.
         self._wanted = {"io": io, "work": max(1, site.settings.workers - io)}
+        #: What this process does beside: who looks after apps has them as processes of its own host or container.
+        self._duties: list[type[Caretaker] | type[Reconciler] | type[Collector]] = [Caretaker, Reconciler, Collector]
+        if launcher:
+            self._wanted, self._duties = {"launch": site.settings.workers}, [Caretaker]
+        elif apart:
+            self._duties = [Reconciler, Collector]
         self._not_before = 0.0
         if until_eof:
             threading.Thread(target=self._await_eof, name="until-eof", daemon=True).start()
@@ -53,9 +68,8 @@ class Pool:
         set_site(self.site)
         self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=sum(self._wanted.values())))
         duties = [
-            threading.Thread(target=Caretaker(self.site).run, args=(self.stop,), name="caretaker"),
-            threading.Thread(target=Reconciler(self.site).run, args=(self.stop,), name="reconciler"),
-            threading.Thread(target=Collector(self.site).run, args=(self.stop,), name="collector"),
+            threading.Thread(target=duty(self.site).run, args=(self.stop,), name=duty.__name__.lower())
+            for duty in self._duties
         ]
         for duty in duties:
             duty.start()

@@ -118,10 +118,11 @@ class Reconciler:
         self._rung = {name: when for name, when in self._rung.items() if time.monotonic() - when < 3600}
 
     def _clean(self) -> None:
-        queue = self.site.bells.queue
+        bells = self.site.bells
         try:
-            for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
-                registry(queue=queue, job_class=RegisteredJob).cleanup()
+            for queue in (bells.queue, bells.launches) if bells.launches is not bells.queue else (bells.queue,):
+                for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
+                    registry(queue=queue, job_class=RegisteredJob).cleanup()
         except redis.ResponseError as error:
             log.warning("a registry of the queue cannot be cleaned: %s", error)
         except redis.RedisError as error:

@@ -67,13 +67,13 @@ class WarmWorker(_Noticed, SimpleWorker):
 
 
 def run_worker(
-    site: Site, kind: Literal["work", "io"] = "work", *, burst: bool = False, parent: int | None = None
+    site: Site, kind: Literal["work", "io", "launch"] = "work", *, burst: bool = False, parent: int | None = None
 ) -> int:
     """Work on one of the site's queues until told to end, or ``parent`` is our parent no more; the exit code.
 
     A fabric that is away is waited for: work waits on the record meanwhile.
     """
-    set_site(site, io=kind == "io")
+    set_site(site, kind)
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     import workers.tasks  # noqa: F401 - loaded once, before any fork

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import federation, jobs, keys, record, site, streams
+from engine.cli import federation, jobs, keys, record, site, streams, tokens
+from engine.logs import set_up
 
 app = typer.Typer(
     name="flightlog",
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-for group in (jobs, record, site, federation, streams, keys):
+for group in (jobs, record, site, federation, streams, keys, tokens):
     group.register(app)
 
 
@@ -41,5 +42,5 @@ def main() -> None:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # a name that this terminal cannot show is no reason to fail
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     app()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import signal
 import sys
 import threading
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -25,12 +22,12 @@ from engine.errors import ArgumentInvalid, DeployFailedError, JobUnknown, SiteUn
 from engine.federation.server import FederationServer
 from engine.ids import check_job_id
 from engine.settings import settings
+from engine.times import moment_ms
 from events.read import read
 
 PANEL = "Federation"
 EXAMPLE = "federated_breast_cancer"
 INTERRUPTED = 130
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(app: typer.Typer) -> None:
@@ -112,7 +109,8 @@ def egress(
     with reading() as (jobs, _):
         if job is not None and not jobs.load(check_job_id(job)).known:
             raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
-        rows = list(egress_rows(read(jobs.store), jobs.store.site, job=job, since=_since(since)))
+        first = moment_ms(since, "--since", jobs.store.now_ms()) if since else 0
+        rows = list(egress_rows(read(jobs.store), jobs.store.site, job=job, since=first))
     shown: list[dict[str, Any]] = totals(rows) if total else rows
     how = where().how
     if how is Format.JSON:
@@ -145,24 +143,6 @@ def _cell(column: str, value: Any) -> str:
     if column == "digest":
         return f"{value[:12]}…"
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-
-
-def _since(given: str | None) -> int:
-    """A time, or a span back from now, in ms since the epoch."""
-    if given is None:
-        return 0
-    span = re.fullmatch(r"(\d{1,9})([smhd])", given)
-    if span:
-        return int((time.time() - int(span[1]) * _UNITS[span[2]]) * 1000)
-    try:
-        moment = datetime.fromisoformat(given)
-    except ValueError:
-        raise ArgumentInvalid(
-            f"--since is {given[:80]!r}",
-            "a time like 2026-11-24T03:00:00Z, or a span like 30m, 2h, 7d",
-            field="--since",
-        ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def demo(

@@ -22,6 +22,7 @@ from engine.cli.output import Format, err, fields, lines, out, print_json, rows,
 from engine.client_engine import ClientEngine
 from engine.errors import ArgumentInvalid, BadArchive, CallTimeout, EngineDown, JobUnknown, SiteUnknown
 from engine.fold import JobState
+from engine.hints import LAST_LINES, hint
 from engine.ids import check_job_id
 from engine.jobs import Jobs
 from engine.jobtalk import TASK_ABORTED
@@ -34,7 +35,6 @@ from events.errors import LogUnavailable, RecordFull
 
 PANEL = "Jobs"
 WELL = (State.FINISHED, State.DEPLOYED, State.DELETED)
-LAST_LINES = 15
 
 Reason = Annotated[str | None, typer.Option(help="Why; it is recorded with your name.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the outcome, or only for the record.")]
@@ -46,15 +46,6 @@ Network = Annotated[
     typer.Option(help="none: the app gets no network but a loopback. The site's setting if left out."),
 ]
 Attempt = Annotated[int | None, typer.Option(min=1, help="Which attempt; the last if left out.")]
-
-HINTS = {
-    "COMMAND_NOT_FOUND": "the app's command is not on this host",
-    137: "it was killed (signal 9): out of memory, perhaps; see dmesg",
-    139: "it crashed (signal 11)",
-    127: "a command was not found in the app's own script",
-    126: "a file of the app may not be executed",
-    2: "a wrong argument, or a file that is not there",
-}
 
 
 def read_app(path: Path) -> bytes:
@@ -156,11 +147,9 @@ def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, c
             err.print("  " + text(line))
     if state.get("error"):
         err.print(f"[bold]Why:[/] {text(state['error'])}")
-    hint = HINTS.get(state.get("error", "").partition(":")[0]) or HINTS.get(code)
-    missing = next((line for line in reversed(tail) if "ModuleNotFoundError" in line), None)
-    if missing:
-        hint = f"{missing}: install it where the site runs, or ship it in the app's custom/"
-    err.print(f"[bold]Hint:[/] {text(hint or 'its output has the reason')}. The story: flightlog why {text(job_id)}")
+    err.print(
+        f"[bold]Hint:[/] {text(hint(code, state.get('error', ''), tail))}. The story: flightlog why {text(job_id)}"
+    )
 
 
 def app_code(state: JobState) -> int:

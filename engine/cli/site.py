@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from engine.children import Child, api_child
 from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, text
 from engine.client_engine import ClientEngine
 from engine.doctor import examine
 from engine.errors import ArgumentInvalid, CallTimeout, EngineDown
-from engine.overview import overview
+from engine.logs import set_up
+from engine.overview import overview, page_of
 from engine.owner import owner_of
 from engine.settings import settings
 from engine.site import Site
+from engine.status.sockets import listen
 from engine.workspace import Workspace, known_site
 
 PANEL = "Site"
+PAGE_PATIENCE = 10.0  # seconds
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for function in (up, down, status, doctor, worker):
+    for function in (up, down, status, api, pool, doctor, worker):
         site_command(app, PANEL)(function)
 
 
@@ -37,6 +42,11 @@ def up(
     pool: Annotated[str | None, typer.Option(help="own, or elsewhere: a pool run by itself.")] = None,
     federation: Annotated[
         str | None, typer.Option(envvar="FLIGHTLOG_FEDERATION", help="Address of the server to join.")
+    ] = None,
+    api: Annotated[bool | None, typer.Option("--api/--no-api", help="Serve the status API and its pages.")] = None,
+    api_host: Annotated[str | None, typer.Option(help="Address of the API; 127.0.0.1 if left out.")] = None,
+    api_port: Annotated[
+        int | None, typer.Option(help="Its port; if left out: 8787, or the next that is free.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the site, while a command has it.")] = 30,
@@ -48,11 +58,15 @@ def up(
         raise ArgumentInvalid(
             "--site is missing, and the workspace is new", "flightlog up --site site-1", field="--site"
         )
-    settings(workers=workers, pool=pool, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+    serving = None if api is None else "on" if api else "off"
+    given: dict[str, Any] = {"pool": pool, "api": serving, "api_host": api_host, "api_port": api_port}
+    known = settings(workers=workers, record_url=chosen.record_url, fabric_url=chosen.fabric_url, **given)
     if workers is not None and workers < 1:
         raise ArgumentInvalid(f"--workers is {workers}", "give at least 1", field="--workers")
     workspace = Workspace.prepare(chosen.folder, name)
     _await_free(workspace, timeout)
+    if known.api == "on" and "api_port" in known.model_fields_set:
+        listen(known.api_host, known.api_port, exactly=True).close()  # whoever names a port is told at once
     if detach:
         return _detached(workspace, timeout)
     stop = threading.Event()
@@ -64,9 +78,9 @@ def up(
         record_url=chosen.record_url,
         fabric_url=chosen.fabric_url,
         workers=5 if workers is None else workers,
-        pool=pool,
         federation=federation,
         purpose="up",
+        **given,
     ) as engine:
         if engine.role != "owner":
             raise _held(workspace)  # another was faster
@@ -74,8 +88,11 @@ def up(
         err.print(f"[bold]{text(name)}[/] is up, workspace {text(workspace.root)}.")
         if live:
             err.print(f"Taken back: {text(', '.join(live))}.")
+        served = _serve(engine, stop)
         err.print("Ctrl-C ends it; running apps go on.")
         stop.wait()
+        if served is not None:
+            served.stop()
         live = engine.get_all_job_ids()
     if live:
         err.print(
@@ -83,6 +100,34 @@ def up(
             "The next `flightlog up` takes them back and records their ends."
         )
     return 0
+
+
+def _serve(engine: ClientEngine, stop: threading.Event) -> Child | None:
+    """Start the status API beside the engine, and say where its page is."""
+    site = engine.site
+    if site.settings.api == "off":
+        return None
+    child = api_child(site)
+    child.start()
+    if page := _await_page(site.workspace, child.process, stop):
+        err.print(f"Its page: [bold]{text(page)}[/]")
+    else:
+        err.print(f"[yellow]Its page is not served.[/] {text(site.workspace.flight / 'api.log')} says why.")
+    return child
+
+
+def _await_page(
+    workspace: Workspace, process: subprocess.Popen[bytes] | None, stop: threading.Event | None = None
+) -> str | None:
+    """The page's address, once somebody serves it; None where nobody will."""
+    until = time.monotonic() + PAGE_PATIENCE
+    while time.monotonic() < until and not (stop is not None and stop.is_set()):
+        if page := page_of(workspace):
+            return page
+        if process is not None and process.poll() is not None:
+            return None
+        time.sleep(0.05)
+    return None
 
 
 def _await_free(workspace: Workspace, timeout: float) -> None:
@@ -115,6 +160,8 @@ def _detached(workspace: Workspace, timeout: float) -> int:
         owner = owner_of(workspace)
         if owner is not None and owner["pid"] == process.pid:
             out.print(f"{text(workspace.site)} is up as process {process.pid}. To end it: flightlog down")
+            if "--no-api" not in command and settings().api == "on" and (page := _await_page(workspace, process)):
+                out.print(f"Its page: {text(page)}")
             process.returncode = 0  # it outlives us on purpose
             return 0
         time.sleep(0.05)
@@ -180,6 +227,37 @@ def status() -> int:
     return 0
 
 
+def api(
+    api_host: Annotated[str | None, typer.Option(help="Address; 127.0.0.1 if left out.")] = None,
+    api_port: Annotated[int | None, typer.Option(help="Port; if left out: 8787, or the next that is free.")] = None,
+) -> int:
+    """Serve the status API and its pages by itself, until Ctrl-C; `flightlog up` does it, too."""
+    from engine.status.server import serve
+
+    set_up(logging.WARNING)
+    chosen = where()
+    site = Site.open(
+        workspace=chosen.folder,
+        record_url=chosen.record_url,
+        fabric_url=chosen.fabric_url,
+        api_host=api_host,
+        api_port=api_port,
+    )
+    exactly = "api_port" in site.settings.model_fields_set
+    return serve(site, exactly=exactly, said=lambda url: err.print(f"The page of {text(site.name)}: [bold]{url}[/]"))
+
+
+def pool(
+    launcher: Annotated[
+        bool, typer.Option("--launcher", help="Only launch apps, and look after them; see FLIGHTLOG_LAUNCHER.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
+) -> int:
+    """Run a worker pool by itself, until Ctrl-C; for a site that is up with --pool elsewhere."""
+    given = ["--launcher"] if launcher else []
+    return _child("pool", given, workers=workers)
+
+
 def doctor() -> int:
     """Look for what could go wrong on this host, and say what to do."""
     chosen = where()
@@ -197,13 +275,21 @@ def doctor() -> int:
 
 
 def worker(
-    queue: Annotated[Literal["work", "io"], typer.Option(help="work: deploys and launches; io: messages.")] = "work",
+    queue: Annotated[
+        Literal["work", "io", "launch"], typer.Option(help="work: deploys and launches; io: messages.")
+    ] = "work",
     burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
 ) -> int:
     """Run one more worker for the site, here, until Ctrl-C."""
+    return _child("worker", ["--queue", queue, *(["--burst"] if burst else [])])
+
+
+def _child(what: str, given: list[str], **options: int | None) -> int:
+    """Run one of the workers' commands with our settings; its exit code."""
     chosen = where()
     workspace = Workspace.find(chosen.folder)
-    command = [sys.executable, "-P", "-m", "workers", "worker", "--queue", queue, "--workspace", str(workspace.root)]
-    env = {**os.environ, **settings(record_url=chosen.record_url, fabric_url=chosen.fabric_url).environment()}
+    command = [sys.executable, "-P", "-m", "workers", what, "--workspace", str(workspace.root), *given]
+    known = settings(record_url=chosen.record_url, fabric_url=chosen.fabric_url, **options)
+    env = {**os.environ, **known.environment()}
     env |= {"FLIGHTLOG_WORKSPACE": str(workspace.root), "FLIGHTLOG_SITE": workspace.site}
-    return subprocess.call(command + (["--burst"] if burst else []), env=env)
+    return subprocess.call(command, env=env)

@@ -28,6 +28,32 @@ class EngineClosed(Body):
     pid: int
 
 
+class ApiOpened(Body):
+    """The status API is served."""
+
+    type: Literal["ApiOpened"] = "ApiOpened"
+    host: str
+    pid: int
+    address: str = Field(description="that it listens on")
+    port: int
+
+
+class ApiClosed(Body):
+    """The status API is served no more."""
+
+    type: Literal["ApiClosed"] = "ApiClosed"
+    host: str
+    pid: int
+
+
+class AccessChanged(Body):
+    """A token for the status API was given out, or taken back."""
+
+    type: Literal["AccessChanged"] = "AccessChanged"
+    who: Personal = Field(description="has the token")
+    role: Literal["viewer", "operator"] | None = Field(description="none: it was taken back")
+
+
 class PoolStarted(Body):
     """A worker pool started."""
 

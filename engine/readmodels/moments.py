@@ -1,0 +1,142 @@
+"""A job as it was: at a version, a position or a time, by folding its events up to there.
+
+For long jobs the feeder keeps a state now and then, from which the fold goes on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from pydantic_core import from_json, to_json
+
+from engine.errors import ArgumentInvalid, JobUnknown
+from engine.fold import JobState, apply, fact_of
+from engine.jobs import Loaded
+from engine.lifecycle import EVENTS
+from engine.readmodels.names import Names
+from events.envelope import Event
+from events.read import at as events_at
+from events.store import Store, translated
+from events.subjects import job_subject
+
+KEEP_FROM = 500  # versions that are folded at once; a state is kept after each so many
+
+
+class Moments:
+    """Looks back at jobs.
+
+    Args:
+        store: the site's record.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._names = Names(store)
+
+    def length(self, job: str) -> int:
+        """The job's last version; 0 where the record does not know it."""
+        head = self._store.command("HGET", self._store.keys.heads, job_subject(job))
+        return int(str(head).partition(" ")[0]) if head else 0
+
+    def version_at(self, job: str, position: str) -> int:
+        """The job's last version at a position of the log, or at a time (``<ms>-`` and nothing); 0: not there yet."""
+        positions = _Positions(self._store, self._store.keys.index(job))
+        return bisect_right(positions, _order(position), key=_order)
+
+    def event(self, job: str, version: int) -> Event:
+        """The job's event of that version."""
+        positions = cast(
+            "list[str]", self._store.command("LRANGE", self._store.keys.index(job), version - 1, version - 1)
+        )
+        found = events_at(self._store, positions)
+        if not found:
+            raise JobUnknown(f"{job} has no event {version}", "flightlog events --job JOB")
+        return found[0]
+
+    def at_version(self, job: str, version: int) -> Loaded:
+        """The job's state after its event of that version.
+
+        Raises:
+            JobUnknown: the job has no such version.
+        """
+        state, done, revision, last = self._nearest(job, version)
+        while done < version:
+            upto = min(version, (done // KEEP_FROM + 1) * KEEP_FROM)
+            with translated():
+                key = self._store.keys.index(job)
+                positions = cast("list[str]", self._store.client.lrange(key, done, upto - 1))
+            found = events_at(self._store, positions)
+            if len(found) != upto - done:
+                raise JobUnknown(f"{job} has no event {version}", f"its last is {self.length(job)}", field="at")
+            for event in found:
+                state = apply(state, fact_of(event))
+                revision += event.type in EVENTS
+            last, done = found[-1].position, upto
+            if done % KEEP_FROM == 0:
+                self._keep(job, done, state, revision, last)
+        return Loaded(state, version, revision, last)
+
+    def _nearest(self, job: str, version: int) -> tuple[JobState, int, int, str]:
+        """The last state that was kept at or before a version; its version, its revision and its position."""
+        at = version // KEEP_FROM * KEEP_FROM
+        key = self._names.moments(job)
+        while at > 0:
+            kept = self._store.command("HGET", key, str(at))
+            if kept is not None:
+                value: dict[str, Any] = from_json(kept)
+                return JobState(value["state"]), at, int(value["revision"]), str(value["last"])
+            at -= KEEP_FROM
+        return JobState(), 0, 0, ""
+
+    def _keep(self, job: str, version: int, state: JobState, revision: int, last: str) -> None:
+        value = to_json({"state": state, "revision": revision, "last": last}).decode()
+        self._store.command("HSET", self._names.moments(job), str(version), value)
+
+
+class _Positions:
+    """The list of a job's positions, looked into without being fetched."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._length = int(store.command("LLEN", key))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> str:
+        return str(self._store.command("LINDEX", self._key, index))
+
+
+def _order(position: str) -> tuple[int, int]:
+    """Of a position, or of all that happened up to a time (``<ms>-``)."""
+    ms, _, seq = position.partition("-")
+    return int(ms), int(seq) if seq else 2**63
+
+
+def moment(given: str, now_ms: int) -> tuple[str, str]:
+    """What ``at`` says: ``("version", n)``, ``("position", p)`` or ``("time", "<ms>-")``.
+
+    Raises:
+        ArgumentInvalid: it is none of them, or lies in the future.
+    """
+    text = given.strip()
+    if text.isascii() and text.isdigit() and 0 < len(text) <= 15 and int(text) > 0:
+        return "version", text
+    ms, dash, seq = text.partition("-")
+    if dash and ms.isascii() and seq.isascii() and ms.isdigit() and seq.isdigit() and len(text) < 40:
+        return "position", f"{int(ms)}-{int(seq)}"
+    try:
+        when = datetime.fromisoformat(text)
+        at = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise ArgumentInvalid(
+            f"at is {text[:80]!r}",
+            "a version (17), a position (1795531521766-6) or a time (2026-11-24T03:00:00Z)",
+            field="at",
+        ) from None
+    if at > now_ms:
+        raise ArgumentInvalid(f"at is {text[:80]!r}, which is still to come", "a time up to now", field="at")
+    return "time", f"{at}-"
