@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         description="what the server is sent of jobs' logs: nothing, errors at the end, or all as it grows too",
     )
     federation: str = Field(default="", description="address of the server to join; empty: the site is by itself")
+    usage_every: float = Field(
+        default=3, gt=0, description="between two looks at what an app's processes use; rarer as it gets older"
+    )
     api: Literal["on", "off"] = Field(default="on", description="whether `flightlog up` serves the status API")
     api_host: str = Field(default="127.0.0.1", description="address that the status API listens on")
     api_port: int = Field(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Protocol
 
 from engine.errors import ArgumentInvalid
 from engine.site import Site
@@ -21,11 +22,21 @@ from workers.caretaker import Caretaker
 from workers.collector import Collector
 from workers.here import set_site
 from workers.reconciler import Reconciler
+from workers.usage import Sampler
 
 log = logging.getLogger("flightlog.pool")
 
 SUPERVISE_EVERY = 0.2  # seconds
 QUICK_DEATH = 2.0  # a worker that lives shorter is started anew only after a pause
+
+
+class Duty(Protocol):
+    """Something that the pool's parent sees to."""
+
+    def __init__(self, site: Site) -> None: ...
+
+    def run(self, stop: threading.Event) -> None:
+        """See to it until ``stop``."""
 
 
 class Pool:
@@ -52,9 +63,9 @@ class Pool:
         #: Kind of worker -> how many: the size is the total, and each kind has at least one.
         self._wanted = {"io": io, "work": max(1, site.settings.workers - io)}
         #: What this process does beside: who looks after apps has them as processes of its own host or container.
-        self._duties: list[type[Caretaker] | type[Reconciler] | type[Collector]] = [Caretaker, Reconciler, Collector]
+        self._duties: list[type[Duty]] = [Caretaker, Sampler, Reconciler, Collector]
         if launcher:
-            self._wanted, self._duties = {"launch": site.settings.workers}, [Caretaker]
+            self._wanted, self._duties = {"launch": site.settings.workers}, [Caretaker, Sampler]
         elif apart:
             self._duties = [Reconciler, Collector]
         self._not_before = 0.0

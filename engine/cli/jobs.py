@@ -17,6 +17,7 @@ from engine.calls.delete import delete as delete_call
 from engine.calls.deploy import deploy as deploy_call
 from engine.calls.start import Allotment, network_of
 from engine.calls.start import start as start_call
+from engine.cli.asking import ask
 from engine.cli.common import acting, reading, site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, rows, text
 from engine.client_engine import ClientEngine
@@ -28,6 +29,7 @@ from engine.jobs import Jobs
 from engine.jobtalk import TASK_ABORTED
 from engine.lifecycle import State
 from engine.network import on_network
+from engine.readmodels.moments import Moments
 from engine.tail import follow_file, last_lines
 from engine.workspace import Workspace, known_site
 from events.bodies.app import Network as NetworkName
@@ -301,14 +303,24 @@ def list_(
     state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
     offset: Annotated[int, typer.Option(min=0, help="How many to pass over.")] = 0,
+    app: Annotated[str | None, typer.Option(help="Only with this app; the site must be up.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only where this one asked for something; as above.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Only ids that begin so; as above.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only changed since a time, or for so long; as above.")] = None,
 ) -> int:
     """List the site's jobs, the last changed first."""
     if state is not None and state not in [s.value for s in State]:
         raise ArgumentInvalid(f"--state is {state!r}", f"one of {', '.join(s.value for s in State)}", field="--state")
     with reading() as (jobs, workspace):
-        found = jobs.load_many(jobs.ids(state=state, limit=limit, offset=offset))
+        if app or actor or prefix or since:
+            found = _asked(
+                _folder(workspace), limit, offset, state=state, app=app, actor=actor, prefix=prefix, since=since
+            )
+        else:
+            known = jobs.load_many(jobs.ids(state=state, limit=limit, offset=offset))
+            found = [present.job(job, loaded, workspace) for job, loaded in known]
         rows(
-            [present.job(job, loaded, workspace) for job, loaded in found],
+            found,
             ["job_id", "state", "since", "app", "attempt", "exit_code", "asked_by", "waiting_for"],
             where().how,
             "No jobs yet. Try: flightlog run APP --follow" if state is None else f"No jobs in state {state}.",
@@ -316,13 +328,38 @@ def list_(
     return 0
 
 
-def show(job: JobArg) -> int:
+def _asked(workspace: Workspace, limit: int, offset: int, **given: str | None) -> list[dict[str, Any]]:
+    """Jobs by what only read models know: the API's process feeds them."""
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while len(found) < limit + offset:
+        page = ask(workspace, "/v1/jobs", limit=min(500, limit + offset), cursor=cursor, **given)
+        if page is None:
+            raise EngineDown(
+                "these filters need the site's API, which nobody serves", "flightlog up, or flightlog api"
+            )
+        found += page["items"]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    return found[offset : offset + limit]
+
+
+def show(
+    job: JobArg,
+    at: Annotated[str | None, typer.Option(help="As it was: at a version, a position or a time.")] = None,
+) -> int:
     """Show a job: state, who, why, what it waits for, until when, how it ended."""
     with reading() as (jobs, workspace):
         loaded = jobs.load(check_job_id(job))
         if not loaded.known:
             raise _unknown(job)
-        fields(present.job(job, loaded, workspace), where().how)
+        if at is not None:
+            loaded, workspace = Moments(jobs.store).at_version(job, Moments(jobs.store).resolve(job, at)), None
+        shown = present.job(job, loaded, workspace)
+        if where().how is Format.TABLE:
+            shown["refused"] = [f"{command} ({no['code']})" for command, no in shown["refused"].items()]
+        fields(shown, where().how)
     return 0
 
 

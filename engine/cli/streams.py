@@ -11,19 +11,24 @@ import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from engine.cli.asking import ask
 from engine.cli.common import acting, reading, site_command, where
-from engine.cli.output import Format, err, fields, lines, out, print_json, text
+from engine.cli.output import Format, err, fields, lines, out, print_json, rows, text
 from engine.client_engine import ClientEngine
 from engine.errors import JobUnknown, TransferFailed
 from engine.ids import check_job_id
 from engine.jobs import Jobs
+from engine.messages import MessageRows
+from engine.readmodels.models import KEPT
 from engine.streaming.files import CHUNK
 from engine.streaming.sending import SentFile
 from engine.transfers import Transfers, transfers
+from engine.workspace import Workspace
 from events.follow import follow
 from events.read import last_position, read
 
 PANEL = "Federation"
+MESSAGES = ("since", "direction", "job", "peer", "topic", "size", "sealed", "state", "code", "ms", "why")
 LIVE_EVERY = 0.5  # seconds
 LAST = 20  # transfers that are over, in the table
 SHOWN = ("since", "direction", "job", "what", "peers", "state", "objects", "bytes", "speed", "resumed", "why")
@@ -32,6 +37,7 @@ SHOWN = ("since", "direction", "job", "what", "peers", "state", "objects", "byte
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     site_command(app, PANEL, "transfers")(transfers_)
+    site_command(app, PANEL)(messages)
     site_command(app, PANEL)(send)
     site_command(app, PANEL, "share-logs")(share_logs)
 
@@ -47,21 +53,56 @@ def transfers_(
             raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
         if follow_:
             return _live(jobs, job)
-        rows = transfers(read(jobs.store), job=job, now=jobs.store.now_ms())
+        found = transfers(read(jobs.store), job=job, now=jobs.store.now_ms())
     how = where().how
     if how is Format.JSON:
-        print_json(rows)
+        print_json(found)
     elif how is Format.JSONL:
-        lines(rows)
-    elif not rows:
+        lines(found)
+    elif not found:
         out.print("Nothing was streamed.")
     else:
-        over = [row for row in rows if row["state"] != "under way"]
-        under_way = [row for row in rows if row["state"] == "under way"]
+        over = [row for row in found if row["state"] != "under way"]
+        under_way = [row for row in found if row["state"] == "under way"]
         _table([*(over if all_ else over[-LAST:]), *under_way])
         if under_way and err.is_terminal:
             err.print("[dim]flightlog transfers --follow shows them live.[/]")
     return 0
+
+
+def messages(
+    job: Annotated[str | None, typer.Option(help="Only of this job.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many, the last.")] = 50,
+) -> int:
+    """List messages that were sent or came in, and what came of each, the newest first."""
+    with reading() as (jobs, workspace):
+        if job is not None and not jobs.load(check_job_id(job)).known:
+            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list")
+        found = _from_api(workspace, job, limit) if workspace is not None else None
+        if found is None:
+            rows_: dict[str, dict[str, Any]] = {}
+            fold = MessageRows(rows_)
+            for event in read(jobs.store):
+                fold.take(event)
+            found = [row for row in reversed(rows_.values()) if job is None or row["job"] == job][:limit]
+    shown = found if where().how is not Format.TABLE else [{**row, "sealed": row["sealed"] or ""} for row in found]
+    rows(shown, MESSAGES, where().how, "No message was sent, and none came in.")
+    return 0
+
+
+def _from_api(workspace: Workspace, job: str | None, limit: int) -> list[dict[str, Any]] | None:
+    """The last messages, where the API has as many: it keeps the last of them only."""
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while len(found) < limit:
+        page = ask(workspace, "/v1/messages", job=job, limit=min(500, limit - len(found)), cursor=cursor)
+        if page is None or page["as_of"]["lag"]:
+            return None
+        found += page["items"]
+        cursor = page["next"]
+        if cursor is None:
+            return found if len(found) < KEPT["messages"] else None
+    return found
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

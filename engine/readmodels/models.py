@@ -12,6 +12,7 @@ import redis
 from engine.egress import Egress, counts
 from engine.fold import TABLE
 from engine.lifecycle import EVENTS
+from engine.messages import MessageRows
 from engine.readmodels.docs import Docs, Rows, Table
 from engine.readmodels.names import Names
 from engine.transfers import TYPES as TRANSFERS
@@ -275,26 +276,11 @@ class Messages:
 
     def __init__(self, names: Names, docs: Docs) -> None:
         self._rows = Rows(docs, names.rows("messages"), names.order("messages"), KEPT["messages"])
+        self._fold = MessageRows(self._rows)
 
     def take(self, event: Event, job: str | None) -> None:
         """See the next event."""
-        if event.type == "AuxRequested":
-            self._rows[f"out {event.body['id']}"] = _message(event, job, "out", event.body["target"], "waiting")
-        elif event.type == "AuxReceived":
-            self._rows[f"in {event.body['id']}"] = _message(event, job, "in", event.body["sender"], "received")
-        elif event.type == "SendStarted":
-            for message in event.body["ids"]:
-                self._change(f"out {message}", state="under way")
-        elif event.type in _MESSAGE_ENDS:
-            body = event.body
-            way = "in" if event.type == "AuxHandled" else "out"
-            end = {name: body[name] for name in ("code", "ms", "why") if name in body}
-            self._change(f"{way} {body['id']}", state=_MESSAGE_ENDS[event.type], ended=iso(event.ms), **end)
-
-    def _change(self, key: str, **change: Any) -> None:
-        row = self._rows.get(key)
-        if row is not None:
-            self._rows[key] = {**row, **change}
+        self._fold.take(event)
 
     def write(self, pipe: redis.client.Pipeline, store: Store) -> None:
         """Put what has changed into a transaction."""
@@ -303,25 +289,6 @@ class Messages:
     def written(self) -> None:
         """The transaction is over, one way or the other."""
         self._rows.written()
-
-
-_MESSAGE_ENDS = {
-    "AuxSent": "sent",
-    "AuxReplied": "answered",
-    "AuxFailed": "failed",
-    "AuxOutcomeUnknown": "unknown",
-    "AuxReplyLost": "answer lost",
-    "AuxHandled": "handled",
-}
-
-
-def _message(event: Event, job: str | None, way: str, peer: str, state: str) -> dict[str, Any]:
-    rest = event.rest()
-    body = rest["body"]
-    row = {"id": body["id"], "direction": way, "peer": peer, "job": job, "state": state, "position": event.position}
-    row |= {name: body[name] for name in ("channel", "topic", "size", "digest")}
-    row |= {"sealed": body["secure"], "since": iso(event.ms), "asked_by": rest["actor"]["id"]}
-    return {**row, "ended": None, "code": None, "ms": None, "why": None}
 
 
 class Streams:

@@ -16,8 +16,9 @@ from engine.fold import JobState, apply, fact_of
 from engine.jobs import Loaded
 from engine.lifecycle import EVENTS
 from engine.readmodels.names import Names
-from events.envelope import Event
+from events.envelope import Event, iso
 from events.read import at as events_at
+from events.read import last_position
 from events.store import Store, translated
 from events.subjects import job_subject
 
@@ -44,6 +45,26 @@ class Moments:
         """The job's last version at a position of the log, or at a time (``<ms>-`` and nothing); 0: not there yet."""
         positions = _Positions(self._store, self._store.keys.index(job))
         return bisect_right(positions, _order(position), key=_order)
+
+    def resolve(self, job: str, at: str) -> int:
+        """The job's version at a moment that somebody names.
+
+        Raises:
+            ArgumentInvalid: it names none, or one that is still to come. JobUnknown: the job was not there yet.
+        """
+        last = self.length(job)
+        kind, where = moment(at, self._store.now_ms())
+        if kind == "version":
+            if int(where) > last:
+                raise ArgumentInvalid(f"at is {where}, and {job} is at version {last}", f"1 to {last}", field="at")
+            return int(where)
+        if kind == "position" and _order(where)[1] > _order(last_position(self._store))[1]:
+            raise ArgumentInvalid(f"at is {where}, where the log has not come to yet", "a position of it", field="at")
+        version = self.version_at(job, where)
+        if version == 0:
+            first = iso(self.event(job, 1).ms)
+            raise JobUnknown(f"{job} was not on the record at {at}", f"it came at {first}", field="at")
+        return version
 
     def event(self, job: str, version: int) -> Event:
         """The job's event of that version."""

@@ -54,7 +54,7 @@ def rooms(site: Site) -> list[Room]:
     # Without a limit of its own, the server may take what the host has left.
     limit = int(memory.get("maxmemory") or 0) or int(memory["used_memory"]) + psutil.virtual_memory().available
     return [
-        _room("record memory", int(memory["used_memory"]), limit, first, last, "memory"),
+        _room("memory", int(memory["used_memory"]), limit, first, last, "memory"),
         _room("disk", disk.used, disk.used + disk.free, first, last, "disk"),
     ]
 

@@ -13,16 +13,15 @@ import redis
 from pydantic_core import from_json
 
 from engine import overview, present
-from engine.errors import ArgumentInvalid, JobUnknown
+from engine.errors import JobUnknown
 from engine.ids import check_job_id
 from engine.jobs import MESSAGE, Loaded
-from engine.readmodels.moments import moment
 from engine.status.desk import Desk
 from engine.status.params import encoded
 from engine.transfers import timed
 from events.envelope import Event, iso
 from events.read import at as events_at
-from events.read import last_position, read, read_back
+from events.read import read, read_back
 from events.store import translated
 from events.subjects import SITE, job_of
 
@@ -59,29 +58,10 @@ def job_now(desk: Desk, job: str) -> dict[str, Any]:
     return {**present.job(job, loaded, desk.site.workspace), "attempts": attempts(desk, job)}
 
 
-def version_of(desk: Desk, job: str, at: str) -> int:
-    """The job's version at a moment.
-
-    Raises:
-        ArgumentInvalid: no moment, or one that is still to come. JobUnknown: the job was not there yet.
-    """
-    last = known_job(desk, job).version
-    kind, where = moment(at, desk.store.now_ms())
-    if kind == "version":
-        if int(where) > last:
-            raise ArgumentInvalid(f"at is {where}, and {job} is at version {last}", f"1 to {last}", field="at")
-        return int(where)
-    if kind == "position" and _order(where) > _order(last_position(desk.store)):
-        raise ArgumentInvalid(f"at is {where}, where the log has not come to yet", "a position of it", field="at")
-    version = desk.moments.version_at(job, where)
-    if version == 0:
-        raise JobUnknown(f"{job} was not on the record at {at}", f"it came at {_first(desk, job)}", field="at")
-    return version
-
-
 def job_then(desk: Desk, job: str, at: str) -> dict[str, Any]:
     """A job as it was, and the event that made it so."""
-    version = version_of(desk, job, at)
+    known_job(desk, job)
+    version = desk.moments.resolve(job, at)
     event = desk.moments.event(job, version)
     shown = present.job(job, desk.moments.at_version(job, version))
     then = [one for one in attempts(desk, job) if one["asked"] <= iso(event.ms)]
@@ -106,10 +86,6 @@ def attempts(desk: Desk, job: str) -> list[dict[str, Any]]:
     with translated():
         found = cast("dict[str, str]", desk.store.client.hgetall(desk.names.attempts(job)))
     return [{**UNKNOWN, **from_json(found[number])} for number in sorted(found, key=int)]
-
-
-def _first(desk: Desk, job: str) -> str:
-    return iso(desk.moments.event(job, 1).ms)
 
 
 def milestones(desk: Desk, job: str, upto: str | None = None, limit: int = 400) -> list[Event]:

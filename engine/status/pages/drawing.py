@@ -22,7 +22,7 @@ PLACES: dict[State, tuple[float, float]] = {
     State.REDEPLOYING: (2, 0),
     State.STARTING: (3, 1),
     State.RUNNING: (4, 1),
-    State.FINISHING: (5, 1),
+    State.FINISHING: (5, 0),
     State.ABORTING: (4, 2),
     State.FINISHED: (6, 0),
     State.FAILED: (6, 1),
@@ -160,6 +160,7 @@ class Bar:
     by: str
     outcome: str
     label: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class TimeLine:
     height: float
     rows: list[tuple[str, float]]
     bars: list[Bar]
-    ticks: list[tuple[float, str]]
+    ticks: list[tuple[float, str, str]]
     began: str
     ended: str
 
@@ -192,14 +193,18 @@ def time_line(events: Sequence[Event], now_ms: int) -> TimeLine | None:
         kind = "open" if open_ else "bad" if outcome in BAD else "good"
         seconds = (ended - began) / 1000
         label = f"{row} {seconds:g} s, asked by {by}" + ("" if open_ else f": {outcome}")
-        bars.append(
-            Bar(
-                row, x, rows[row], width, kind, iso(began), None if open_ else iso(ended), seconds, by, outcome, label
-            )
-        )
+        # Who asked, where there is room for it: within the bar, else only in the title and the table.
+        text = by if width > 7.0 * len(by) + 10 else ""
+        end = None if open_ else iso(ended)
+        bars.append(Bar(row, x, rows[row], width, kind, iso(began), end, seconds, by, outcome, label, text))
     height = len(rows) * ROW_H + 28
     ticks = [
-        (LABEL_W + (LINE_W - LABEL_W - 8) * part / 4, _offset((last - first) * part / 4 / 1000)) for part in range(5)
+        (
+            LABEL_W + (LINE_W - LABEL_W - 8) * part / 4,
+            _offset((last - first) * part / 4 / 1000),
+            "start" if part == 0 else "end" if part == 4 else "middle",
+        )
+        for part in range(5)
     ]
     return TimeLine(LINE_W, height, list(rows.items()), bars, ticks, iso(first), iso(last))
 
