@@ -355,8 +355,9 @@ def show(
         if not loaded.known:
             raise _unknown(job)
         if at is not None:
-            loaded, workspace = Moments(jobs.store).at_version(job, Moments(jobs.store).resolve(job, at)), None
-        shown = present.job(job, loaded, workspace)
+            moments = Moments(jobs.store)
+            loaded = moments.at_version(job, moments.resolve(job, at))
+        shown = present.job(job, loaded, workspace if at is None else None)
         if where().how is Format.TABLE:
             shown["refused"] = [f"{command} ({no['code']})" for command, no in shown["refused"].items()]
         fields(shown, where().how)
