@@ -47,10 +47,12 @@ soak: $(STAMP) ## the seeded kills and races at full length (SEEDS=200)
 	  $(BIN)/python -P -m pytest -n 2 tests/faults/test_soak.py tests/faults/test_soak_messages.py \
 	  tests/faults/test_streams_die.py tests/faults/test_lanes.py
 
-lock: $(STAMP) ## resolve requirements.lock anew (hashes, no hosts)
+LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+lock: $(STAMP) ## resolve the locks anew (hashes, no hosts): everything, what runs, what the examples need
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --extra dev --extra examples -q -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev --extra examples -o requirements.lock pyproject.toml
+	$(LOCK) -c requirements.lock -o requirements-runtime.lock pyproject.toml
+	$(LOCK) -c requirements.lock --extra examples -o requirements-examples.lock pyproject.toml
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

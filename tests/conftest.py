@@ -23,6 +23,7 @@ def runtime_folder() -> Iterator[Path]:
     """Sockets of this test run, apart from everybody else's."""
     folder = Path(tempfile.mkdtemp(prefix="fl-"))
     os.environ["FLIGHTLOG_RUNTIME_DIR"] = str(folder)
+    os.environ["FLIGHTLOG_API"] = "off"  # tests of the API start their own
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -58,7 +58,8 @@ class Moments:
             if int(where) > last:
                 raise ArgumentInvalid(f"at is {where}, and {job} is at version {last}", f"1 to {last}", field="at")
             return int(where)
-        if kind == "position" and _order(where)[1] > _order(last_position(self._store))[1]:
+        end = _order(last_position(self._store))
+        if kind == "position" and (_order(where)[0] > end[0] or _order(where)[1] > end[1]):
             raise ArgumentInvalid(f"at is {where}, where the log has not come to yet", "a position of it", field="at")
         version = self.version_at(job, where)
         if version == 0:

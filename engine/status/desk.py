@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from engine.client_engine import ClientEngine
 from engine.core import Core
 from engine.ids import new_call_id
-from engine.observed import Observed
 from engine.readmodels.feeder import Feeder
 from engine.readmodels.moments import Moments
 from engine.readmodels.names import Names
@@ -40,7 +43,8 @@ class Desk:
         self.hub = Hub(site)
         self.feeder = Feeder(site)
         self.moving = Moving()
-        self.observed = Observed(site.jobs, folded=FOLDED)
+        #: Of this process itself: what is looked at, and what is refused before an engine is asked.
+        self.own = Core(site, folded=FOLDED)
         self._engine: ClientEngine | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -57,7 +61,7 @@ class Desk:
         self.hub.stop()
         if self._feeding.is_alive():
             self._feeding.join(5)
-        self.observed.close()
+        self.own.close()
         if self._engine is not None:
             self._engine.close()
         self.site.close()
@@ -84,19 +88,25 @@ class Desk:
                 )
             return self._engine
 
-    @property
-    def core(self) -> Core:
-        """The engine's core."""
-        return self.engine.core
-
     def saw(self, caller: Caller, method: str, result: str = "ok") -> None:
         """Count a read, or one that was refused."""
-        self.observed.saw(method, caller.actor, result)
+        self.own.observed.saw(method, caller.actor, result)
 
-    def refuse(self, caller: Caller, method: str, error: FlightlogError, job: str | None = None) -> None:
-        """Put on the record that a command was refused before the engine saw it."""
-        call = Call(call_id=new_call_id(), actor=caller.actor)
-        self.core.refuse(call, method, error, job)
+    def refuse(self, caller: Caller, method: str, error: FlightlogError) -> None:
+        """Put on the record that a command was refused before an engine was asked."""
+        self.own.refuse(Call(call_id=new_call_id(), actor=caller.actor), method, error)
+
+    def record_answers(self) -> bool:
+        """Whether the record answers at once; an abort does not wait for one that hangs."""
+        client = redis.Redis.from_url(
+            self.site.servers.record_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+        )
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
 
     def as_of(self) -> dict[str, Any]:
         """How far the read models are, and how many events behind the log."""

@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -96,9 +97,19 @@ class Guard:
             receive = await self._body(scope, headers, receive)
             await self._app(scope, receive, noted)
         except FlightlogError as error:
+            await self._record(scope, error)
             await page_or_problem(scope, error)(scope, receive, noted)
         finally:
             self._count(scope, status, time.perf_counter() - began)
+
+    async def _record(self, scope: Scope, error: FlightlogError) -> None:
+        """A command, or a token, that was refused is on the record; what only looked is counted."""
+        if scope["method"] in SAFE and not isinstance(error, NotAuthorised):
+            return
+        if isinstance(error, HostUnknown):
+            return  # a page that was led here asks as often as it likes
+        method = f"{scope['method']} {scope['path'][:100]}"
+        await run_in_threadpool(self._desk.refuse, scope["caller"], method, error)
 
     def _host(self, scope: Scope, headers: Headers) -> None:
         """A page whose name was made to lead here would ask under that name: it is not ours."""

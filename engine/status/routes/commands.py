@@ -18,7 +18,7 @@ from engine.calls.delete import delete
 from engine.calls.deploy import deploy
 from engine.calls.start import Allotment, start
 from engine.client_engine import ClientEngine
-from engine.errors import ArgumentInvalid, CallTimeout, EngineDown, JobUnknown, NotLive, PayloadTooLarge
+from engine.errors import ArgumentInvalid, CallTimeout, JobUnknown, NotLive, PayloadTooLarge
 from engine.ids import check_job_id
 from engine.jobtalk import TASK_ABORTED
 from engine.network import on_network
@@ -27,7 +27,7 @@ from engine.status.desk import Desk
 from engine.status.problems import Json
 from engine.status.routes.common import JobId, caller_of, desk_of, problems, strict
 from engine.status.shapes import AbortBody, Job, ReasonBody, StartBody, TaskAnswer
-from events.errors import LogUnavailable, RecordFull, RevisionConflict
+from events.errors import RevisionConflict
 
 WAIT_MOST = 60.0  # seconds
 WAIT = 10.0
@@ -184,12 +184,10 @@ def abort_(
         else:
             abort(engine.core, job_id, grace=asked.grace, timeout=wait)
 
-    try:
-        return _carry_out(request, check_job_id(job_id), asked.reason, (key, match, prefer), run)
-    except (LogUnavailable, RecordFull, EngineDown):
-        if asked.lost:
-            raise
+    check_job_id(job_id)
+    if not asked.lost and not desk_of(request).record_answers():
         return _spooled(request, job_id, asked)
+    return _carry_out(request, job_id, asked.reason, (key, match, prefer), run)
 
 
 def _spooled(request: Request, job: str, asked: AbortBody) -> Response:
