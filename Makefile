@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 TESTS  ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint docs bench lock soak clean
+.PHONY: help setup demo test test-fast test-browser test-contract compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Flightlog needs Python 3.11 or newer; name one with PYTHON=python3.11")'
@@ -24,10 +24,22 @@ demo: $(STAMP) ## train one model on three sites of this machine, and show what 
 	$(BIN)/flightlog demo
 
 test: $(STAMP) ## the whole suite: real servers, real processes, real kills
-	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS)
+	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) --ignore tests/browser --ignore tests/contract
 
 test-fast: $(STAMP) ## only what needs no processes
 	$(BIN)/python -P -m pytest -n 2 tests/unit
+
+test-browser: $(STAMP) ## the pages in a real Chromium (Debian: apt-get install chromium)
+	$(BIN)/python -P -m pytest tests/browser
+
+test-contract: $(STAMP) ## the API against its own description, by Schemathesis
+	$(BIN)/python -P -m pytest tests/contract
+
+compose-test: ## the containers for real: needs a Docker engine
+	deploy/compose-test
+
+screenshots: $(STAMP) ## draw docs/pages/ anew, in the same Chromium
+	$(BIN)/python -P -m tests.browser.screenshots docs/pages
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts, generated docs up to date
 	$(BIN)/ruff check .

@@ -285,11 +285,12 @@ def worker(
 
 
 def _child(what: str, given: list[str], **options: int | None) -> int:
-    """Run one of the workers' commands with our settings; its exit code."""
+    """Become one of the workers' commands, with our settings: whoever ends us ends it."""
     chosen = where()
     workspace = Workspace.find(chosen.folder)
     command = [sys.executable, "-P", "-m", "workers", what, "--workspace", str(workspace.root), *given]
     known = settings(record_url=chosen.record_url, fabric_url=chosen.fabric_url, **options)
     env = {**os.environ, **known.environment()}
     env |= {"FLIGHTLOG_WORKSPACE": str(workspace.root), "FLIGHTLOG_SITE": workspace.site}
-    return subprocess.call(command, env=env)
+    sys.stdout.flush()
+    os.execve(sys.executable, command, env)  # noqa: S606 - our own command

@@ -48,7 +48,7 @@ JSON, ZIP, FORM = (
 NOBODY = Actor(id="anonymous", kind="person", auth="none", via="api")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
@@ -172,7 +172,7 @@ class Guard:
         if scope["method"] in SAFE:
             return receive
         path = scope["path"]
-        is_app = scope["method"] == "PUT"
+        is_app = scope["method"] == "PUT" and path.endswith("/app")
         wanted = ZIP if is_app else FORM if not path.startswith("/v1/") else JSON
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length")
@@ -184,7 +184,8 @@ class Guard:
                 f"the body has {length} bytes, and at most {most} are taken", "send less", field="body"
             )
         empty = length in (None, "0") and "transfer-encoding" not in headers
-        if kind not in wanted and not (empty and not kind):
+        takes_one = scope["method"] in ("POST", "PUT", "PATCH")
+        if takes_one and kind not in wanted and not (empty and not kind):
             raise MediaTypeWrong(f"Content-Type is {kind[:80]!r}", f"send {wanted[0]}", field="Content-Type")
         return receive if is_app else await _read(receive, most)
 

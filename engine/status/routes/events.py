@@ -22,6 +22,17 @@ from events.read import last_position
 
 router = APIRouter(dependencies=[Depends(strict)], responses=problems(404))
 
+#: One server-sent event, as a reader's library gives it.
+FRAME = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "the position", "examples": [POSITION]},
+        "event": {"type": "string", "description": "none for an event of the record; `record`, `reset`"},
+        "data": {"type": "string", "description": "the event as JSON"},
+        "retry": {"type": "integer"},
+    },
+}
+
 Types = Annotated[list[str] | None, Query(alias="type", description="one or more types", examples=[["AppFailed"]])]
 Actor = Annotated[str | None, Query(max_length=200, description="id of who acted")]
 Correlation = Annotated[str | None, Query(max_length=100, description="id of the first call, or of this one")]
@@ -110,7 +121,7 @@ def job_events(
     "/v1/events/stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "server-sent events"}
+        200: {"content": {"text/event-stream": {"schema": FRAME}}, "description": "server-sent events"}
     },
     tags=["events"],
     summary="Watch events",
