@@ -117,7 +117,7 @@ def lifecycle_page() -> str:
         "",
         "## What may be asked when",
         "",
-        "Each cell is the event that is recorded, or the [code](errors.md) of the refusal. *Repeated*: it is "
+        "Each cell is the event that is recorded, or the [code](errors/README.md) of the refusal. *Repeated*: it is "
         "under way already, so only that it was asked again is recorded (though a user's abort goes over "
         "one by a heartbeat or a deadline). *Noted*: recorded, and the state stays.",
         "",
@@ -184,7 +184,7 @@ def _answer(answer: str) -> str:
     if answer == NOTED:
         return "*noted*"
     if answer.startswith("-"):
-        return f"[{answer[1:]}](errors.md#{answer[1:]})"
+        return f"[{answer[1:]}](errors/{answer[1:]}.md)"
     return _code(answer)
 
 
@@ -344,11 +344,11 @@ def _written(node: ast.ClassDef) -> Iterator[ErrorEntry]:
 
 
 def errors_page() -> str:
-    """Every error code with what to do."""
-    entries = error_entries()
+    """Every error code, and where its page is."""
     parts = [
-        "Every error has a code that stays. Python, the command line and the log show the same one, with "
-        "what to try and, where the refusal was recorded, the event.",
+        "Every error has a code that stays. Python, the command line, the API and the log show the same one, with "
+        "what to try and, where the refusal was recorded, the event. A running API has these pages too, under "
+        "`/errors/CODE`: the `type` of a problem leads there.",
         "",
         "*Retry*: `yes`, the same call may succeed in a moment; `later`, once the job has moved on; `no`, "
         "only another call will; `see record`, it was recorded, so look before you repeat it.",
@@ -356,20 +356,23 @@ def errors_page() -> str:
         *_table(
             ["code", "HTTP", "retry", "exit code"],
             (
-                [f"[{e.code}](#{e.code})", str(e.http), e.retry, str(int(EXIT_CODES[e.code]))]
-                for e in entries.values()
+                [f"[{e.code}]({e.code}.md)", str(e.http), e.retry, str(int(EXIT_CODES[e.code]))]
+                for e in error_entries().values()
             ),
         ),
         "## Exit codes of the command line",
         "",
         *_table(["exit code", "meaning"], ([str(int(code)), text] for code, text in MEANING.items())),
     ]
-    for entry in entries.values():
-        facts = f"HTTP {entry.http}, retry: {entry.retry}, exit code {int(EXIT_CODES[entry.code])}"
-        if entry.types:
-            facts += ". In Python it is also a " + " or ".join(map(_code, entry.types))
-        parts += [f'<a id="{entry.code}"></a>', "", f"## {entry.code}", "", entry.text, "", f"*{facts}.*", ""]
     return _page("Errors", parts)
+
+
+def error_page(entry: ErrorEntry) -> str:
+    """What one code means, and what to do."""
+    facts = f"HTTP {entry.http}, retry: {entry.retry}, exit code {int(EXIT_CODES[entry.code])}"
+    if entry.types:
+        facts += ". In Python it is also a " + " or ".join(map(_code, entry.types))
+    return _page(entry.code, [entry.text, "", f"*{facts}.*", "", "[All codes](README.md)"])
 
 
 # -- settings ----------------------------------------------------------------------------------
@@ -411,12 +414,16 @@ def _default(info: FieldInfo) -> str:
 
 # -- command -----------------------------------------------------------------------------------
 
-PAGES = {
-    "lifecycle.md": lifecycle_page,
-    "events.md": events_page,
-    "errors.md": errors_page,
-    "settings.md": settings_page,
-}
+
+def pages() -> dict[str, str]:
+    """Path within ``docs/`` -> what stands there."""
+    return {
+        "lifecycle.md": lifecycle_page(),
+        "events.md": events_page(),
+        "settings.md": settings_page(),
+        "errors/README.md": errors_page(),
+        **{f"errors/{entry.code}.md": error_page(entry) for entry in error_entries().values()},
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -426,9 +433,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path)
     args = parser.parse_args(argv)
     differing = 0
-    for name, page in PAGES.items():
-        path: Path = args.folder / name
-        text = page()
+    made = pages()
+    for path in sorted((args.folder / "errors").glob("*.md")):
+        if f"errors/{path.name}" not in made:
+            print(f"{path} is of a code that is no more: remove it", file=sys.stderr)
+            differing = 1
+    for name, text in made.items():
+        path = args.folder / name
         if path.exists() and path.read_text("utf-8") == text:
             continue
         if args.check:

@@ -1,6 +1,6 @@
 """The error catalogue: one class, one code, one HTTP status, one help page.
 
-``docs/errors.md`` is generated from these docstrings. Where the reference engine raises a
+``docs/errors/`` is generated from these docstrings. Where the reference engine raises a
 built-in type, the class derives from it too, so that a caller written for the reference
 catches the same.
 """
@@ -363,7 +363,10 @@ class NotAuthorised(FlightlogError):
 
 
 class NotIdentified(NotAuthorised):
-    """Nobody is known to ask: the code of ``NotAuthorised``, with the status 401."""
+    """Nobody is known to ask: the code of ``NotAuthorised``, with the status 401.
+
+    Show a token: ``flightlog token add NAME``, on the site's host.
+    """
 
     http = 401
 

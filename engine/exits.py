@@ -33,7 +33,7 @@ MEANING: dict[Exit, str] = {
     Exit.UNVERIFIED: "could not verify",
 }
 
-#: Error code -> exit code. ``docs/errors.md`` shows it; a test holds that no code is missing.
+#: Error code -> exit code. ``docs/errors/`` shows it; a test holds that no code is missing.
 EXIT_CODES: dict[str, Exit] = {
     "DEPLOY_FAILED": Exit.FAILED,
     "LAUNCH_FAILED": Exit.FAILED,

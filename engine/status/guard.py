@@ -172,8 +172,9 @@ class Guard:
         if scope["method"] in SAFE:
             return receive
         path = scope["path"]
-        is_app = scope["method"] == "PUT" and path.endswith("/app")
-        wanted = ZIP if is_app else FORM if not path.startswith("/v1/") else JSON
+        of_app = path.endswith("/app")
+        is_app = of_app and scope["method"] == "PUT"
+        wanted = ZIP if of_app else FORM if not path.startswith("/v1/") else JSON
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length")
         if length is not None and not length.isdigit():

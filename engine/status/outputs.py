@@ -26,7 +26,10 @@ _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
 class RangeInvalid(ArgumentInvalid):
-    """The range is none, or lies beyond the end: the code of ``ArgumentInvalid``, with the status 416."""
+    """The range is none, or lies beyond the end: the code of ``ArgumentInvalid``, with the status 416.
+
+    Ask for one range within the output, as in ``bytes=0-1023``.
+    """
 
     http = 416
 

@@ -120,9 +120,7 @@ def job_events(
 @router.get(
     "/v1/events/stream",
     response_class=StreamingResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"schema": FRAME}}, "description": "server-sent events"}
-    },
+    responses={200: {"content": {"text/event-stream": {"schema": FRAME}}, "description": "server-sent events"}},
     tags=["events"],
     summary="Watch events",
 )
