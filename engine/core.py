@@ -17,6 +17,7 @@ from engine.fold import JobState
 from engine.foreign import plain
 from engine.ids import new_call_id
 from engine.jobs import Recorded
+from engine.logs import about
 from engine.observed import Observed
 from engine.projection import Conditions
 from engine.refusals import refusal
@@ -84,6 +85,10 @@ class Core:
             CallIdReused: the call id came before with other arguments.
             RevisionConflict: the job is not at the revision that the caller has seen.
         """
+        with about(call.call_id, call.correlation or ""):
+            return self._command(call, job_id, command)
+
+    def _command(self, call: Call, job_id: str, command: Command) -> Recorded | None:
         if current_call_id() is not None and self.site.jobs.log.known(call) is not None:
             return None
         last: list[tuple[Decision, JobState]] = []

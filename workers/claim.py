@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from types import TracebackType
 
+from engine.logs import about
 from engine.orders import signal_exact, start_ticks
 from engine.projection import Conditions
 from engine.site import Site
@@ -19,6 +22,9 @@ from events.bodies.site import WorkerKilled
 from events.envelope import Call, Event
 from events.errors import Fenced, FlightlogError
 from events.read import at
+
+
+log = logging.getLogger("flightlog.worker")
 
 
 class Claim:
@@ -37,6 +43,8 @@ class Claim:
         self.position = fields["position"]
         self.correlation = fields["correlation"]
         self._stop = threading.Event()
+        self._about = ExitStack()
+        self._began = 0.0
         self._thread: threading.Thread | None = None
 
     @classmethod
@@ -97,6 +105,8 @@ class Claim:
     def __enter__(self) -> Claim:
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
         self._thread.start()
+        self._about.enter_context(about(f"{self.work_id}:{self.token}", self.correlation))
+        self._began = time.monotonic()
         return self
 
     def __exit__(
@@ -108,6 +118,9 @@ class Claim:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1)
+        how = f"ended by {kind.__name__}" if kind else "carried out"
+        log.info("%s of %s %s in %.3f s", self.work_id, self.job, how, time.monotonic() - self._began)
+        self._about.close()
 
 
 def end_lapsed(site: Site, work_id: str, fields: dict[str, str]) -> None:
