@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import append, calls, harness, messages, replay, site, streams
+from benchmarks import append, calls, harness, messages, replay, site, status, streams
 
 GROUPS = {
     "append": append.run,
@@ -17,6 +17,7 @@ GROUPS = {
     "messages": messages.run,
     "streams": streams.run,
     "site": site.run,
+    "status": status.run,
 }
 
 

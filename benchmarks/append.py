@@ -74,7 +74,8 @@ class Bench:
         """A worker's claim as a note about a job: one event, one counter."""
         name = self.names[number % JOBS]
         body = claimed("launch", name, number)
-        return Call1(new_call("claim"), [NewEvent(job_subject(name), body)], note_ops(name, [body]), None)
+        call = new_call("claim")
+        return Call1(call, [NewEvent(job_subject(name), body)], note_ops(call, name, [body]), None)
 
     def site_note(self, number: int) -> Call1:
         """A note about the site: one event, nothing beside it."""
@@ -101,13 +102,13 @@ class Bench:
 
     def job_batch(self, number: int) -> Call1:
         """Notes about fifty jobs, each with its counter."""
-        ops, events = Ops(), []
+        call, ops, events = new_call("claim"), Ops(), []
         for k in range(BATCH):
             name = self.names[k % JOBS]
             body = claimed("launch", name, number + k)
+            note_ops(call, name, [body], ops, first=k)
             events.append(NewEvent(job_subject(name), body))
-            note_ops(name, [body], ops)
-        return Call1(new_call("claim"), events, ops, None)
+        return Call1(call, events, ops, None)
 
     # -- blocks
 

@@ -193,8 +193,8 @@ def append_lives(jobs: Jobs, batch: Sequence[tuple[str, list[Step]]]) -> int:
         facts = []
         for step in steps:
             if isinstance(step.body, JobSettled):
+                note_ops(call, job, [step.body], settled, first=len(last))
                 last.append(NewEvent(job_subject(job), step.body))
-                note_ops(job, [step.body], settled)
                 continue
             if step.job:
                 facts += facts_to_be(call, [step.body], first=len(events))

@@ -107,8 +107,8 @@ class Jobs:
                 pipe.llen(keys.index(job_id))
                 pipe.hexists(keys.heads, "@seq")
                 head, fields, indexed, any_heads = pipe.execute()
-            loaded = _loaded(head, fields)
-            if loaded is not None and loaded.version <= indexed:
+            loaded = settled(head, fields, indexed)
+            if loaded is not None:
                 return loaded
             if not head and not fields and (any_heads or not self._has_log()):
                 return Loaded(JobState(), 0, 0, "")
@@ -285,6 +285,12 @@ class Jobs:
         while page := self.ids(limit=1000, offset=offset):
             yield from page
             offset += len(page)
+
+
+def settled(head: Any, fields: dict[str, str], indexed: int) -> Loaded | None:
+    """A job from its head, its projection and the length of its index; None where they do not agree."""
+    loaded = _loaded(head, fields)
+    return loaded if loaded is not None and loaded.version <= indexed else None
 
 
 def _loaded(head: Any, fields: dict[str, str]) -> Loaded | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine.decide import Refused, allowed
+from engine.decide import allowed
 from engine.fold import JobState
 from engine.jobs import Loaded
-from engine.refusals import refusal
+from engine.refusals import reasons
 from engine.workspace import Workspace, host_name
 from events.envelope import iso
 
@@ -83,11 +83,7 @@ def commands(job_id: str, state: JobState) -> dict[str, Any]:
     answers = allowed(state)
     return {
         "allowed": [command for command, code in answers.items() if not code],
-        "refused": {
-            command: {"code": code, "reason": refusal(Refused(code, state.state), job_id, state).what}
-            for command, code in answers.items()
-            if code
-        },
+        "refused": reasons({command: code for command, code in answers.items() if code}, job_id, state),
     }
 
 

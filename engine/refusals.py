@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from engine.decide import Refused
@@ -25,6 +26,12 @@ _TEXT: dict[str, tuple[str, str]] = {
 }
 
 
+def reasons(codes: Mapping[str, str], job_id: str, state: JobState) -> dict[str, dict[str, str]]:
+    """Of commands that may not come now, with the code of each: code and reason, in the words of ``refusal``."""
+    stands = standing(state)
+    return {command: {"code": code, "reason": _what(code, job_id, state, stands)} for command, code in codes.items()}
+
+
 def refusal(decision: Refused, job_id: str, state: JobState) -> FlightlogError:
     """The error for a refused command."""
     facts = {"job": job_id, "state": decision.state.value}
@@ -36,14 +43,18 @@ def refusal(decision: Refused, job_id: str, state: JobState) -> FlightlogError:
             field=f"job_meta[{decision.key!r}]",
             **facts,
         )
-    if decision.code == "JOB_UNKNOWN":
+    what = _what(decision.code, job_id, state, standing(state))
+    return from_code(decision.code, what, _TEXT[decision.code][1].format(job=job_id), **facts)
+
+
+def _what(code: str, job_id: str, state: JobState, stands: str) -> str:
+    """What stands in the way, in one sentence."""
+    if code == "JOB_UNKNOWN":
         was = "has been deleted" if state else "is not on this site's record"
-        return from_code("JOB_UNKNOWN", f"job {job_id} {was}", _TEXT["JOB_UNKNOWN"][1], **facts)
-    after, fix = _TEXT[decision.code]
-    what = f"{job_id} {standing(state)}."
-    if decision.code == "STILL_REGISTERED":
-        what = f"client app for job '{job_id}' is still registered ({standing(state)})"
-    return from_code(decision.code, f"{what} {after}".strip(), fix.format(job=job_id), **facts)
+        return f"job {job_id} {was}"
+    if code == "STILL_REGISTERED":
+        return f"client app for job '{job_id}' is still registered ({stands})"
+    return f"{job_id} {stands}. {_TEXT[code][0]}".strip()
 
 
 def standing(state: JobState) -> str:

@@ -105,8 +105,9 @@ class JobIndex:
         rest = event.rest()
         body, key = rest["body"], self._names.attempts(job)
         number = str(body.get("attempt") or "")
-        known = self._docs.get(key, number)
-        if event.type == "StartRequested":
+        if event.type != "StartRequested":
+            known = self._docs.get(key, number)
+        else:
             known = {"attempt": body["attempt"], "asked_by": rest["actor"]["id"], "reason": body["reason"]}
             known |= {"asked": iso(event.ms), "state": "starting", "resources": body["resources"]}
         if known is not None:

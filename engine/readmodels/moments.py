@@ -53,11 +53,13 @@ class Moments:
             ArgumentInvalid: it names none, or one that is still to come. JobUnknown: the job was not there yet.
         """
         last = self.length(job)
-        kind, where = moment(at, self._store.now_ms())
+        kind, where = moment(at)
         if kind == "version":
             if int(where) > last:
                 raise ArgumentInvalid(f"at is {where}, and {job} is at version {last}", f"1 to {last}", field="at")
             return int(where)
+        if kind == "time" and int(where[:-1]) > self._store.now_ms():
+            raise ArgumentInvalid(f"at is {at[:80]!r}, which is still to come", "a time up to now", field="at")
         end = _order(last_position(self._store))
         if kind == "position" and (_order(where)[0] > end[0] or _order(where)[1] > end[1]):
             raise ArgumentInvalid(f"at is {where}, where the log has not come to yet", "a position of it", field="at")
@@ -78,12 +80,17 @@ class Moments:
         return found[0]
 
     def at_version(self, job: str, version: int) -> Loaded:
-        """The job's state after its event of that version.
+        """The job's state after its event of that version; see ``with_event``."""
+        return self.with_event(job, version)[0]
+
+    def with_event(self, job: str, version: int) -> tuple[Loaded, Event]:
+        """The job's state after its event of that version, and that event.
 
         Raises:
             JobUnknown: the job has no such version.
         """
         state, done, revision, last = self._nearest(job, version)
+        event: Event | None = None
         while done < version:
             upto = min(version, (done // KEEP_FROM + 1) * KEEP_FROM)
             with translated():
@@ -98,7 +105,7 @@ class Moments:
             last, done = found[-1].position, upto
             if done % KEEP_FROM == 0:
                 self._keep(job, done, state, revision, last)
-        return Loaded(state, version, revision, last)
+        return Loaded(state, version, revision, last), event or self.event(job, version)
 
     def _nearest(self, job: str, version: int) -> tuple[JobState, int, int, str]:
         """The last state that was kept at or before a version; its version, its revision and its position."""
@@ -138,11 +145,11 @@ def _order(position: str) -> tuple[int, int]:
     return int(ms), int(seq) if seq else 2**63
 
 
-def moment(given: str, now_ms: int) -> tuple[str, str]:
+def moment(given: str) -> tuple[str, str]:
     """What ``at`` says: ``("version", n)``, ``("position", p)`` or ``("time", "<ms>-")``.
 
     Raises:
-        ArgumentInvalid: it is none of them, or lies in the future.
+        ArgumentInvalid: it is none of them.
     """
     text = given.strip()
     if text.isascii() and text.isdigit() and 0 < len(text) <= 15 and int(text) > 0:
@@ -159,6 +166,4 @@ def moment(given: str, now_ms: int) -> tuple[str, str]:
             "a version (17), a position (1795531521766-6) or a time (2026-11-24T03:00:00Z)",
             field="at",
         ) from None
-    if at > now_ms:
-        raise ArgumentInvalid(f"at is {text[:80]!r}, which is still to come", "a time up to now", field="at")
     return "time", f"{at}-"

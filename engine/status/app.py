@@ -22,7 +22,7 @@ from engine.status.guard import Guard
 from engine.status.pages.answers import page_or_problem
 from engine.status.pages.routes import router as pages
 from engine.status.problems import MEDIA, from_http, from_validation
-from engine.status.routes import commands, events, jobs, site
+from engine.status.routes import commands, events, jobs, quick, site
 from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.status")
@@ -82,6 +82,7 @@ def build(desk: Desk) -> Served:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         desk.start()
         yield
+        await desk.loop_client.aclose()
 
     app = Served(
         desk,
@@ -92,6 +93,7 @@ def build(desk: Desk) -> Served:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    app.router.routes.insert(0, quick.ROUTE)
     for router in (events.router, jobs.router, site.router, commands.router, pages):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import redis
+import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -43,6 +44,15 @@ class Desk:
         self.hub = Hub(site)
         self.feeder = Feeder(site)
         self.moving = Moving()
+        #: For what is asked so often that a thread of its own would cost more than the answer.
+        self.loop_client = redis.asyncio.Redis.from_url(
+            # Whoever asks has one limit around all of it: a limit for each command would cost as much as the command.
+            site.servers.record_url,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=None,
+            socket_connect_timeout=2,
+        )
         #: Of this process itself: what is looked at, and what is refused before an engine is asked.
         self.own = Core(site, folded=FOLDED)
         self._engine: ClientEngine | None = None

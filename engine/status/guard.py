@@ -13,8 +13,9 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client import Counter, Histogram
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.actors import os_name
@@ -57,6 +58,9 @@ HEADERS = {
     ),
 }
 
+#: As they go out with every answer; no route sets one of them.
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
 
 class Guard:
     """The layer.
@@ -70,6 +74,8 @@ class Guard:
     def __init__(self, app: ASGIApp, desk: Desk, hosts: Iterable[str]) -> None:
         self._app = app
         self._desk = desk
+        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._known_hosts: set[str] = set()  # as they were given, port and all
         self._hosts = {"localhost", "127.0.0.1", "::1", *(host.strip().lower() for host in hosts if host.strip())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,9 +91,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                out = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    out.setdefault(name, value)
+                message["headers"] = [*message["headers"], *RAW_HEADERS]
             await send(message)
 
         try:
@@ -116,6 +120,8 @@ class Guard:
         if _over_unix(scope):
             return
         given = headers.get("host", "")
+        if given in self._known_hosts:
+            return
         try:
             host = (urlsplit(f"//{given}").hostname or "").lower()
         except ValueError:
@@ -124,6 +130,8 @@ class Guard:
             raise HostUnknown(
                 f"Host is {given[:80]!r}, which is not this server's", "FLIGHTLOG_API_HOSTS adds a name", field="Host"
             )
+        if len(self._known_hosts) < 100:
+            self._known_hosts.add(given)
 
     def _caller(self, scope: Scope, headers: Headers) -> Caller:
         """Who asks: by the kernel on the unix socket, by a token, or nobody in particular on this host."""
@@ -192,10 +200,13 @@ class Guard:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        REQUESTS.labels(
-            route, scope["method"] if scope["method"] in (*SAFE, "POST", "PUT") else "other", status
-        ).inc()
-        SECONDS.labels(route).observe(seconds)
+        method = scope["method"] if scope["method"] in (*SAFE, "POST", "PUT") else "other"
+        key = (route, method, status)
+        counted = self._counted.get(key)
+        if counted is None:
+            counted = self._counted[key] = (REQUESTS.labels(*key), SECONDS.labels(route))
+        counted[0].inc()
+        counted[1].observe(seconds)
         if scope["method"] in SAFE and route not in ("none", "/metrics") and not scope["path"].startswith(OPEN):
             self._desk.saw(scope["caller"], f"GET {route}", "ok" if status < 400 else f"refused:{status}")
 
@@ -231,9 +242,12 @@ def _token(headers: Headers) -> str | None:
         if scheme.lower() != "bearer":
             raise NotIdentified(f"Authorization is {scheme[:40]!r}", "Authorization: Bearer TOKEN")
         return token.strip()
+    kept = headers.get("cookie")
+    if kept is None:
+        return None
     cookies: SimpleCookie = SimpleCookie()
     try:
-        cookies.load(headers.get("cookie", ""))
+        cookies.load(kept)
     except CookieError:
         return None
     return cookies[COOKIE].value if COOKIE in cookies else None

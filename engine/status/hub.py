@@ -133,7 +133,7 @@ class Hub:
         ring = self._ring
         if len(ring) < behind or ring[-behind].event.seq != seq + 1:
             return None
-        return list(islice(ring, len(ring) - behind, None))
+        return [ring[place] for place in range(-behind, 0)]
 
     async def watch(self, after: str, wanted: Wanted, limit: int | None = None) -> AsyncIterator[bytes]:
         """Frames of the wanted events after a position, as they come; at most ``limit`` of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -62,8 +62,8 @@ def job_then(desk: Desk, job: str, at: str) -> dict[str, Any]:
     """A job as it was, and the event that made it so."""
     known_job(desk, job)
     version = desk.moments.resolve(job, at)
-    event = desk.moments.event(job, version)
-    shown = present.job(job, desk.moments.at_version(job, version))
+    loaded, event = desk.moments.with_event(job, version)
+    shown = present.job(job, loaded)
     then = [one for one in attempts(desk, job) if one["asked"] <= iso(event.ms)]
     return {**shown, "attempts": [_as_then(one, iso(event.ms)) for one in then], "event": event.as_dict()}
 
@@ -85,6 +85,11 @@ def attempts(desk: Desk, job: str) -> list[dict[str, Any]]:
     """The job's attempts, the first first."""
     with translated():
         found = cast("dict[str, str]", desk.store.client.hgetall(desk.names.attempts(job)))
+    return in_order(found)
+
+
+def in_order(found: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Attempts as they are kept, the first first."""
     return [{**UNKNOWN, **from_json(found[number])} for number in sorted(found, key=int)]
 
 
