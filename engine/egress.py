@@ -22,7 +22,7 @@ STREAMED = (Topic.REQUEST, Topic.ABORT)
 
 BLIND = (
     "It lists what was sent through Flightlog: messages, results, answers, streams. What an app sends through "
-    "sockets of its own is not seen; `network` says whether its run had the network (start it with --network none)."
+    "sockets of its own is not seen; its run had the network, or not (flightlog start --network none), as is said here."
 )
 
 

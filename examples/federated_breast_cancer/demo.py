@@ -23,6 +23,7 @@ from engine.egress import egress, totals
 from engine.errors import ArgumentInvalid, EngineDown
 from engine.federation.server import FederationServer
 from engine.files import FileLock
+from engine.overview import page_of
 from engine.owner import owner_of
 from engine.site import Site
 from engine.workspace import Workspace, known_site
@@ -30,6 +31,7 @@ from events.read import read
 
 HERE = Path(__file__).resolve().parent
 JOB = "breast-cancer"
+PAGE_PATIENCE = 10.0  # seconds for the pages, without which the demo goes on
 PATIENCE = 60.0  # seconds for the sites to come up, and for the job's processes
 
 
@@ -49,6 +51,7 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         streamed = models.Models(folder / "server" / "models")
         server.register_stream_processing(models.CHANNEL, models.TOPIC, streamed)
         server.wait_for_sites(sites, PATIENCE)
+        _say_pages(folder, names)
         refused = {site: why for site, why in server.deploy(JOB, HERE.name, {}, pack(HERE / "app")).items() if why}
         if refused:
             raise EngineDown(f"the app was not deployed: {refused}", f"look at {folder}/*/up.log")
@@ -67,11 +70,33 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         report.streamed(streamed.kept.values(), _short(streamed.folder))
         out.print("\n[bold]What each site sent out, by its own record:[/]")
         report.sent({name: _sent(folder / name) for name in names})
+        _let_look()
     out.print(f"\nAll of it took {time.monotonic() - began:.0f} s. [bold]Try next:[/]")
     place = f"-w {_short(folder)}/site-1"
     for command in (f"why {JOB} {place}", f"egress --job {JOB} {place}", f"transfers {place}"):
         out.print(f"  {text(_program())} {text(command)}")
+    out.print(f"[bold]Look back[/] on it in a browser: {text(_program())} api {place}")
     return 0
+
+
+def _say_pages(folder: Path, names: list[str]) -> None:
+    """Where each site can be watched, as it happens."""
+    until = time.monotonic() + PAGE_PATIENCE
+    pages: dict[str, str] = {}
+    while len(pages) < len(names) and time.monotonic() < until:
+        for name in names:
+            if (page := page_of(Workspace(folder / name, name))) is not None:
+                pages[name] = page
+        time.sleep(0.05)
+    for name, page in sorted(pages.items()):
+        out.print(f"[bold]Watch {text(name)}:[/] {text(page)}jobs/{JOB}")
+
+
+def _let_look() -> None:
+    """Where somebody sits at the terminal, the pages stay until they have looked."""
+    if sys.stdin.isatty() and out.is_terminal:
+        out.print("\nThe sites stay up, and so do their pages. [bold]Enter[/] ends them.")
+        sys.stdin.readline()
 
 
 def _clear(folder: Path) -> None:

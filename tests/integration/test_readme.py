@@ -33,7 +33,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def environment() -> dict[str, str]:
     return {
-        **{name: value for name, value in os.environ.items() if name != "FLIGHTLOG_WORKSPACE"},
+        **{n: value for n, value in os.environ.items() if n not in ("FLIGHTLOG_WORKSPACE", "FLIGHTLOG_API")},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "BREAST_CANCER_PAUSE": "0",
     }
@@ -118,7 +118,16 @@ def test_the_demo_trains_a_federation_shows_what_left_each_site_and_names_three_
     for site in ("site-1", "site-2", "site-3"):
         assert re.search(rf"^{site} +server +task_result +breast-cancer +11 ", done.stdout, re.MULTILINE)
         assert (place / "flightlog-demo" / site / "breast-cancer" / "metrics.jsonl").exists()
-    commands = done.stdout.split("Try next:")[1].strip().splitlines()
+    assert re.findall(
+        r"^Watch (site-\d): http://127\.0\.0\.1:\d+/jobs/breast-cancer$", done.stdout, re.MULTILINE
+    ) == [
+        "site-1",
+        "site-2",
+        "site-3",
+    ]
+    commands, look_back = done.stdout.split("Try next:")[1].strip().split("Look back on it in a browser: ")
+    assert look_back.strip().endswith("api -w flightlog-demo/site-1")
+    commands = commands.strip().splitlines()
     assert len(commands) == 3
     for command in commands:
         again = subprocess.run(

@@ -212,17 +212,21 @@ def time_line(events: Sequence[Event], now_ms: int) -> TimeLine | None:
 def _spans(events: Sequence[Event], now_ms: int) -> Iterator[tuple[str, int, int, str, str, bool]]:
     """(row, began, ended, by, outcome, open)."""
     for row, (begins, ends) in BARS.items():
-        opened: dict[str, Event] = {}
+        opened: dict[str, tuple[Event, str]] = {}
+        asker = ""  # who is behind what a worker or the caretaker did
         for event in events:
+            if event.type == "StartRequested":
+                asker = event.rest()["actor"]["id"]
             if event.type not in begins and event.type not in ends:
                 continue
             key = str(event.body["id"]) if row == "stream" else ""
-            if event.type in ends and (begun := opened.pop(key, None)) is not None:
-                yield row, int(begun.ms), int(event.ms), begun.rest()["actor"]["id"], event.type, False
+            if event.type in ends and (known := opened.pop(key, None)) is not None:
+                yield row, int(known[0].ms), int(event.ms), known[1], event.type, False
             if event.type in begins:
-                opened.setdefault(key, event)
-        for begun in opened.values():
-            yield row, int(begun.ms), max(now_ms, int(begun.ms)), begun.rest()["actor"]["id"], "", True
+                by = asker if row in ("app", "settle") and asker else event.rest()["actor"]["id"]
+                opened.setdefault(key, (event, by))
+        for begun, by in opened.values():
+            yield row, int(begun.ms), max(now_ms, int(begun.ms)), by, "", True
 
 
 def _offset(seconds: float) -> str:
