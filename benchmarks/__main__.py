@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import append, calls, harness, messages, replay, site, status, streams
+from benchmarks import append, calls, harness, messages, pages, replay, site, status, streams
 
 GROUPS = {
     "append": append.run,
@@ -18,6 +18,7 @@ GROUPS = {
     "streams": streams.run,
     "site": site.run,
     "status": status.run,
+    "pages": pages.run,
 }
 
 

@@ -22,7 +22,7 @@ STREAMED = (Topic.REQUEST, Topic.ABORT)
 
 BLIND = (
     "It lists what was sent through Flightlog: messages, results, answers, streams. What an app sends through "
-    "sockets of its own is not seen; its run had the network, or not (flightlog start --network none), as is said here."
+    "sockets of its own is not seen; whether its run had the network is said here (flightlog start --network none)."
 )
 
 

@@ -23,7 +23,6 @@ from events.envelope import Call, Event
 from events.errors import Fenced, FlightlogError
 from events.read import at
 
-
 log = logging.getLogger("flightlog.worker")
 
 

@@ -140,9 +140,17 @@ def test_events_are_searched_and_followed_and_held_back_while_somebody_reads(sit
     page.goto("/events?job=bad&type=AppFailed")
     expect(page.locator("#feed tbody tr")).to_have_count(1)
     expect(page.locator("#feed tbody tr")).to_contain_text("exit_code=3")
+    page.goto("/events?q=pid%22%3A40&actor=flightlog:site")
+    expect(page.locator("#count")).to_have_text("0 events")
+    jobs = site.engine.site.jobs
+    for pid in (39, 40):
+        jobs.note(
+            site.engine.site.system_call(f"found:{pid}"), [ServerAdopted(server="record", pid=pid, started=False)]
+        )
+    expect(page.locator("#feed tbody tr")).to_have_count(1)
+    expect(page.locator("#feed tbody tr")).to_contain_text("pid=40")
     page.goto("/events?type=ServerAdopted")
     expect(page.locator("#count")).to_contain_text("events")
-    jobs = site.engine.site.jobs
     note = ServerAdopted(server="record", pid=41, started=False)
     jobs.note(site.engine.site.system_call("followed"), [note])
     expect(page.locator("#feed tbody tr").first).to_contain_text("pid=41")

@@ -128,6 +128,9 @@ async def stream(
     request: Request,
     job: Annotated[str | None, Query(max_length=200, description="only of this job")] = None,
     type_: Types = None,
+    actor: Actor = None,
+    correlation: Correlation = None,
+    q: Text = None,
     reads: Reads = False,
     after: Position = None,
     limit: Annotated[int | None, Query(ge=1, le=100_000, description="end after so many")] = None,
@@ -140,7 +143,12 @@ async def stream(
     """
     desk = desk_of(request)
     asked = EventFilter(
-        job=check_job_id(job) if job is not None else None, types=one_of(type_, BODIES, "type"), reads=reads
+        job=check_job_id(job) if job is not None else None,
+        types=one_of(type_, BODIES, "type"),
+        actor=actor,
+        correlation=correlation,
+        text=q,
+        reads=reads,
     )
     start = position(last_event_id, "Last-Event-ID") or position(after, "after")
     if start is None:
