@@ -86,6 +86,29 @@ def open_plain(path: Path) -> BufferedReader:
     return os.fdopen(fd, "rb")
 
 
+def open_within(root: Path, path: Path) -> BufferedReader:
+    """A regular file below ``root``, with no link on the way: whoever may write there may have put some.
+
+    Raises:
+        OSError: there is none, or a link is in the way.
+    """
+    *folders, name = path.relative_to(root).parts
+    way = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            below = os.open(folder, way | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        fd = os.open(name, way | os.O_NONBLOCK, dir_fd=at)
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb")
+
+
 def sync_folder(path: Path) -> None:
     """Put a folder's entries on disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

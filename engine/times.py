@@ -18,10 +18,10 @@ def moment_ms(given: str, field: str, now_ms: int) -> int:
     """
     span = re.fullmatch(r"([0-9]{1,9})([smhd])", given)
     if span:
-        return now_ms - int(span[1]) * _UNITS[span[2]] * 1000
+        return max(0, now_ms - int(span[1]) * _UNITS[span[2]] * 1000)
     try:
         moment = datetime.fromisoformat(given)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000))
     except (ValueError, OverflowError):
         raise ArgumentInvalid(
             f"{field} is {given[:80]!r}",

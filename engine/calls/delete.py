@@ -10,6 +10,7 @@ from engine.fold import JobState
 from engine.ids import check_job_id
 from engine.lifecycle import State
 from engine.refusals import clock
+from events.errors import FlightlogError
 
 
 def delete(core: Core, job_id: str, *, timeout: float | None = None) -> JobState:
@@ -48,8 +49,15 @@ def delete(core: Core, job_id: str, *, timeout: float | None = None) -> JobState
             f"the delete of {job_id} is pending until {clock(recorded.state['deadline'])}",
             f"flightlog wait {job_id}",
         )
-    if state.state is State.DELETE_FAILED:
-        raise DeleteFailedError(
-            f"the run folder of {job_id} could not be removed: {state['error']}", f"flightlog why {job_id}"
-        )
+    if (error := failure(job_id, state)) is not None:
+        raise error
     return state
+
+
+def failure(job_id: str, state: JobState) -> FlightlogError | None:
+    """The error of a delete that is over; None where it went well."""
+    if state.state is not State.DELETE_FAILED:
+        return None
+    return DeleteFailedError(
+        f"the run folder of {job_id} could not be removed: {state['error']}", f"flightlog why {job_id}"
+    )

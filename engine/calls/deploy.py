@@ -23,6 +23,7 @@ from engine.meta import digest as meta_digest
 from engine.refusals import clock
 from engine.signature import check_signature
 from events.bodies.job import DeployExpired, DeployRequested
+from events.errors import FlightlogError
 
 UNDER_WAY = (State.DEPLOYING, State.REDEPLOYING)
 
@@ -79,10 +80,17 @@ def deploy(
     if state is None:
         _give_up(core, call, job_id, mine, wait, recorded.state)
         state = core.site.jobs.load(job_id).state
-    if state.get("deploys") == mine and state.get("error"):
-        code, _, text = state["error"].partition(": ")
-        raise from_code(code if code in CATALOGUE else "DEPLOY_FAILED", text or code, f"flightlog why {job_id}")
+    if state.get("deploys") == mine and (error := failure(job_id, state)) is not None:
+        raise error
     return state
+
+
+def failure(job_id: str, state: JobState) -> FlightlogError | None:
+    """The error of a deploy that is over; None where it went well."""
+    if not state.get("error"):
+        return None
+    code, _, text = state["error"].partition(": ")
+    return from_code(code if code in CATALOGUE else "DEPLOY_FAILED", text or code, f"flightlog why {job_id}")
 
 
 def _give_up(core: Core, call: Any, job_id: str, mine: str, wait: float, state: JobState) -> None:

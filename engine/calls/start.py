@@ -20,6 +20,7 @@ from engine.owner import owner_of
 from engine.refusals import clock
 from events.bodies.app import LaunchExpired, Network
 from events.envelope import Call, digest_of
+from events.errors import FlightlogError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +115,20 @@ def start(
         return state.attempt != attempt or state.spawned or not state.live
 
     state = core.view.wait(job_id, done.version, there, wait) or _give_up(core, call, job_id, wait, done.state)
-    if state.attempt == attempt and not state.spawned and not state.live:
-        code, _, text = state.get("error", "").partition(": ")
-        if code in CATALOGUE:
-            raise from_code(code, text, f"flightlog why {job_id}", attempt=attempt)
-        raise LaunchFailedError(
-            f"{job_id} was not launched: {state.get('error')}", f"flightlog why {job_id}", attempt=attempt
-        )
+    if state.attempt == attempt and (error := failure(job_id, state)) is not None:
+        raise error
     return Started(attempt, state)
+
+
+def failure(job_id: str, state: JobState) -> FlightlogError | None:
+    """The error of a start that is over; None where its process is, or was, there."""
+    if state.spawned or state.live:
+        return None
+    fix, attempt = f"flightlog why {job_id}", state.attempt
+    code, _, text = state.get("error", "").partition(": ")
+    if code in CATALOGUE:
+        return from_code(code, text, fix, attempt=attempt)
+    return LaunchFailedError(f"{job_id} was not launched: {state.get('error')}", fix, attempt=attempt)
 
 
 def network_of(core: Core, call: Call, job_id: str) -> Network:

@@ -323,7 +323,9 @@ def list_(
             found,
             ["job_id", "state", "since", "app", "attempt", "exit_code", "asked_by", "waiting_for"],
             where().how,
-            "No jobs yet. Try: flightlog run APP --follow" if state is None else f"No jobs in state {state}.",
+            "No job fits."
+            if state or app or actor or prefix or since
+            else "No jobs yet. Try: flightlog run APP --follow",
         )
     return 0
 

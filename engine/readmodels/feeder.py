@@ -116,6 +116,9 @@ class Feeder:
         """The counts match the cursor, and the cursor lies within the log."""
         with translated():
             counted = sum(int(count) for count in self.store.client.hvals(self.names.types))
+            created, named = self.store.client.zcard(self.names.created), self.store.client.zcard(self.names.ids)
+        if created != named:
+            return False
         seq = int(cursor.partition("-")[2])
         return counted == seq and seq <= int(last_position(self.store).partition("-")[2])
 

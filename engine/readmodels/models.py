@@ -27,14 +27,9 @@ KEPT = {"messages": 50_000, "transfers": 20_000, "egress": 50_000}
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)
 #: What a person asks of a job.
 ASKED = frozenset(("DeployRequested", "StartRequested", "AbortRequested", "DeleteRequested"))
-#: What a time line shows of a job, beside its lifecycle.
-MILESTONES = frozenset(TABLE) | frozenset(
-    (
-        *("WorkClaimed", "AbortSignalled", "AppAdopted", "LateExit", "OutputClosed", "ResourcesFreed", "JobSettled"),
-        *("CallRefused", "TaskReceived", "TaskStarted", "TaskDone", "RunEndRequested", "TaskAbortRequested"),
-        *("TransferOpened", "TransferClosed", "LogSharingSet"),
-    )
-)
+#: What a time line shows of a job: its life, and what it did.
+LIFE = frozenset(TABLE) | {"JobSettled"}
+TASKS = frozenset(("TaskStarted", "TaskDone", "TransferOpened", "TransferClosed"))
 #: Outcome -> (kind of work, how it ended); it took from its cause to its own time.
 OUTCOMES = {
     "DeploySucceeded": ("deploy", "ok"),
@@ -87,8 +82,9 @@ class JobIndex:
         if event.version == 1:
             self._member(names.created, job, event.ms)
             self._member(names.ids, job, "0")
-        if event.type in MILESTONES:
-            self._life.setdefault(names.life(job), []).append(event.position)
+        if event.type in LIFE or event.type in TASKS:
+            key = names.life(job) if event.type in LIFE else names.tasks(job)
+            self._life.setdefault(key, []).append(event.position)
         if event.type in ASKED:
             rest = event.rest()
             if rest["actor"]["kind"] != "system":
@@ -109,9 +105,10 @@ class JobIndex:
             known = self._docs.get(key, number)
         else:
             known = {"attempt": body["attempt"], "asked_by": rest["actor"]["id"], "reason": body["reason"]}
-            known |= {"asked": iso(event.ms), "state": "starting", "resources": body["resources"]}
+            known |= {"asked": iso(event.ms), "state": "starting", "resources": body["resources"], "positions": {}}
         if known is not None:
-            self._docs.put(key, number, {**known, **_OF_ATTEMPTS[event.type](body, event)})
+            positions = {**known["positions"], STEPS.get(event.type, "ended"): event.position}
+            self._docs.put(key, number, {**known, **_OF_ATTEMPTS[event.type](body, event), "positions": positions})
 
     def write(self, pipe: redis.client.Pipeline, store: Store) -> None:
         """Put what has changed into a transaction."""
@@ -135,6 +132,8 @@ def _ended(state: str) -> Callable[[Mapping[str, Any], Event], dict[str, Any]]:
     return change
 
 
+#: Event -> the step of an attempt that it is; the others end it.
+STEPS = {"StartRequested": "asked", "AppSpawned": "spawned", "AppStarted": "started"}
 _OF_ATTEMPTS: dict[str, Callable[[Mapping[str, Any], Event], dict[str, Any]]] = {
     "StartRequested": lambda body, event: {},
     "AppSpawned": lambda body, event: {

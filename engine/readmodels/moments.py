@@ -43,8 +43,11 @@ class Moments:
 
     def version_at(self, job: str, position: str) -> int:
         """The job's last version at a position of the log, or at a time (``<ms>-`` and nothing); 0: not there yet."""
-        positions = _Positions(self._store, self._store.keys.index(job))
-        return bisect_right(positions, _order(position), key=_order)
+        return self.before(self._store.keys.index(job), position)
+
+    def before(self, key: str, position: str) -> int:
+        """How many positions of a list are at or before one."""
+        return bisect_right(_Positions(self._store, key), _order(position), key=_order)
 
     def resolve(self, job: str, at: str) -> int:
         """The job's version at a moment that somebody names.
@@ -159,7 +162,7 @@ def moment(given: str) -> tuple[str, str]:
         return "position", f"{int(ms)}-{int(seq)}"
     try:
         when = datetime.fromisoformat(text)
-        at = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+        at = max(0, int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000))
     except (ValueError, OverflowError):
         raise ArgumentInvalid(
             f"at is {text[:80]!r}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from events.store import Store
 
 #: Raised whenever a model changes: what an older release kept is then written anew.
-FORMAT = "1"
+FORMAT = "2"
 
 
 class Names:
@@ -41,8 +41,12 @@ class Names:
         return f"{self.prefix}actor:{actor}"
 
     def life(self, job: str) -> str:
-        """List: positions of the events that a person wants to see on a time line."""
+        """List: positions of the events of the job's life."""
         return f"{self.prefix}life:{job}"
+
+    def tasks(self, job: str) -> str:
+        """List: positions of the events of its tasks and streams, which may be many."""
+        return f"{self.prefix}tasks:{job}"
 
     def attempts(self, job: str) -> str:
         """Hash: number of an attempt -> what is known of it, as JSON."""

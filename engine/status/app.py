@@ -113,8 +113,6 @@ def build(desk: Desk) -> Served:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         log.exception("%s %s failed", request.method, request.url.path)
-        return page_or_problem(
-            request.scope, FlightlogError("this server failed; its log has the reason", "pool.log")
-        )
+        return page_or_problem(request.scope, FlightlogError("this server failed; its log says why", "api.log"))
 
     return app

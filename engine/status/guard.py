@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import time
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,7 +30,8 @@ from engine.errors import (
 from engine.status.desk import Desk
 from engine.status.metrics import REQUESTS, SECONDS
 from engine.status.pages.answers import page_or_problem
-from engine.status.tokens import COOKIE, Caller
+from engine.status.problems import problem
+from engine.status.tokens import Caller, cookie_of
 from events.envelope import Actor
 from events.errors import FlightlogError
 
@@ -74,6 +74,7 @@ class Guard:
     def __init__(self, app: ASGIApp, desk: Desk, hosts: Iterable[str]) -> None:
         self._app = app
         self._desk = desk
+        self._cookie = cookie_of(desk.site.name)
         self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._known_hosts: set[str] = set()  # as they were given, port and all
         self._hosts = {"localhost", "127.0.0.1", "::1", *(host.strip().lower() for host in hosts if host.strip())}
@@ -83,14 +84,16 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status, begun = time.perf_counter(), 500, False
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # answered as GET is; the server leaves the body out
         headers = Headers(scope=scope)
         scope["caller"] = Caller(NOBODY, "none")
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message["headers"] = [*message["headers"], *RAW_HEADERS]
             await send(message)
 
@@ -103,6 +106,11 @@ class Guard:
         except FlightlogError as error:
             await self._record(scope, error)
             await page_or_problem(scope, error)(scope, receive, noted)
+        except Exception:  # a slip of ours in this layer; the routes' own are answered by the application
+            if begun:
+                raise
+            log.exception("%s %s failed in the guard", scope["method"], scope["path"])
+            await problem(FlightlogError("this server failed; its log says why", "api.log"))(scope, receive, noted)
         finally:
             self._count(scope, status, time.perf_counter() - began)
 
@@ -119,7 +127,8 @@ class Guard:
         """A page whose name was made to lead here would ask under that name: it is not ours."""
         if _over_unix(scope):
             return
-        given = headers.get("host", "")
+        named = headers.getlist("host")
+        given = named[0] if len(named) == 1 else ""
         if given in self._known_hosts:
             return
         try:
@@ -139,14 +148,18 @@ class Guard:
             uid = int(scope["client"][0].removeprefix("uid:"))
             role = "operator" if uid in (0, self._desk.site.workspace.flight.stat().st_uid) else "viewer"
             return Caller(Actor(id=os_name(uid), kind="person", auth="os-uid", via="api"), role)
-        token = _token(headers)
+        if scope["path"].startswith(OPEN):
+            return Caller(NOBODY, "none")
+        token = _bearer(headers)
         if token is not None:
             known = self._desk.tokens.caller(token)
-            if known is not None:
-                return known
-            if scope["path"] in ("/login", "/logout") or scope["path"].startswith(OPEN):
-                return Caller(NOBODY, "none")
-            raise NotIdentified("the token is nobody's", "flightlog token add NAME; a page: sign in again at /login")
+            if known is None:
+                raise NotIdentified("the token is nobody's", "flightlog token add NAME, on the site's host")
+            return known
+        token = _cookie(headers, self._cookie)
+        known = self._desk.tokens.caller(token) if token else None
+        if known is not None:
+            return known  # one that was taken back is nobody in particular, and may sign in again
         local = _is_loopback(scope)
         return Caller(NOBODY, self._desk.site.settings.api_anonymous if local else "none")
 
@@ -172,7 +185,7 @@ class Guard:
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site not in (None, "same-origin", "none"):
             raise CrossSite(f"the page that sent this is of another site ({site})", "use this server's own page")
-        if origin is not None and not _over_unix(scope) and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and not _over_unix(scope) and _netloc(origin) != headers.get("host"):
             raise CrossSite(f"the page that sent this is {origin[:80]}", "use this server's own page")
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
@@ -234,23 +247,32 @@ async def _read(receive: Receive, most: int) -> Receive:
     return again
 
 
-def _token(headers: Headers) -> str | None:
-    """The token of a request: as a bearer, or in the cookie that a page has after signing in."""
-    given = headers.get("authorization")
-    if given is not None:
-        scheme, _, token = given.partition(" ")
-        if scheme.lower() != "bearer":
-            raise NotIdentified(f"Authorization is {scheme[:40]!r}", "Authorization: Bearer TOKEN")
-        return token.strip()
-    kept = headers.get("cookie")
-    if kept is None:
-        return None
-    cookies: SimpleCookie = SimpleCookie()
+def _netloc(origin: str) -> str:
     try:
-        cookies.load(kept)
-    except CookieError:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _bearer(headers: Headers) -> str | None:
+    """The token that a program shows."""
+    given = headers.get("authorization")
+    if given is None:
         return None
-    return cookies[COOKIE].value if COOKIE in cookies else None
+    scheme, _, token = given.partition(" ")
+    if scheme.lower() != "bearer":
+        raise NotIdentified(f"Authorization is {scheme[:40]!r}", "Authorization: Bearer TOKEN")
+    return token.strip()
+
+
+def _cookie(headers: Headers, name: str) -> str | None:
+    """The token that a page has after signing in. Others on this host may set cookies too, of whatever form."""
+    for given in headers.getlist("cookie"):
+        for part in given.split(";"):
+            key, _, value = part.strip().partition("=")
+            if key == name:
+                return value.strip('"')
+    return None
 
 
 def _over_unix(scope: Scope) -> bool:

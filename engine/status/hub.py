@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -135,7 +135,7 @@ class Hub:
             return None
         return [ring[place] for place in range(-behind, 0)]
 
-    async def watch(self, after: str, wanted: Wanted, limit: int | None = None) -> AsyncIterator[bytes]:
+    async def watch(self, after: str, wanted: Wanted, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         """Frames of the wanted events after a position, as they come; at most ``limit`` of them.
 
         Where the record goes away or comes back, an event ``record`` says so.

@@ -11,11 +11,11 @@ from engine.errors import ArgumentInvalid
 from engine.jobs import Loaded
 from engine.readmodels.names import Names
 from engine.status.desk import Desk
+from engine.status.paging import by_score, sizes
 from engine.status.params import encoded
 from events.store import translated
 
 SORTS = ("-since", "since", "-created", "created", "id", "-id")
-SCAN = 1000  # jobs that are looked at in one round trip, at most
 LOOKED = 5_000  # jobs that are looked at for one page; a page may be short, and `next` goes on
 
 
@@ -101,16 +101,9 @@ def _chunks(desk: Desk, asked: JobFilter, order: str) -> Iterator[list[tuple[str
         low, high = None, None
         key = names.actor(asked.actor) if asked.actor else names.app(asked.app) if asked.app else names.created
     member = _members(desk, names, asked) if by == "since" else None
-    for chunk in _by_score(desk, key, low, high, down, asked.after, asked.limit):
+    after = None if asked.after is None else (float(asked.after[1]), str(asked.after[2]))
+    for chunk in by_score(desk.store, key, limit=asked.limit, down=down, after=after, low=low, high=high):
         yield [(job, score) for job, score in chunk if member is None or job in member]
-
-
-def _sizes(limit: int) -> Iterator[int]:
-    """How much to look at: what a page takes, then more and more, for a filter that little passes."""
-    size = min(limit + 1, SCAN)
-    while True:
-        yield size
-        size = min(size * 2, SCAN)
 
 
 def _members(desk: Desk, names: Names, asked: JobFilter) -> set[str] | None:
@@ -121,42 +114,13 @@ def _members(desk: Desk, names: Names, asked: JobFilter) -> set[str] | None:
     return set(cast("list[str]", desk.store.command("ZRANGE", key, 0, -1)))
 
 
-def _by_score(
-    desk: Desk, key: str, low: int | None, high: int | None, down: bool, after: list[Any] | None, limit: int
-) -> Iterator[list[tuple[str, float]]]:
-    """Members of a set by score and, where that is the same, by name; after a place."""
-    least: str | float = "-inf" if low is None else low
-    most: str | float = "+inf" if high is None else high
-    if after is not None:
-        score = float(after[1])
-        least, most = (least, min(score, float(most))) if down else (max(score, float(least)), most)
-    offset = 0
-    for size in _sizes(limit):
-        with translated():
-            if down:
-                got = desk.store.client.zrevrangebyscore(key, most, least, offset, size, withscores=True)
-            else:
-                got = desk.store.client.zrangebyscore(key, least, most, offset, size, withscores=True)
-        chunk = cast("list[tuple[str, float]]", got)
-        offset += len(chunk)
-        if after is not None:
-            place = (float(after[1]), str(after[2]))
-            fresh = [(job, score) for job, score in chunk if ((score, job) < place if down else (score, job) > place)]
-        else:
-            fresh = chunk
-        if fresh:
-            yield fresh
-        if len(chunk) < size:
-            return
-
-
 def _by_id(desk: Desk, asked: JobFilter, down: bool) -> Iterator[list[tuple[str, float]]]:
     prefix = asked.prefix or ""
     low, high = (f"[{prefix}" if prefix else "-"), (f"[{prefix}\x7f" if prefix else "+")
     if asked.after is not None:
         low, high = (low, f"({asked.after[2]}") if down else (f"({asked.after[2]}", high)
     offset = 0
-    for size in _sizes(asked.limit):
+    for size in sizes(asked.limit):
         with translated():
             if down:
                 got = desk.store.client.zrevrangebylex(desk.names.ids, high, low, offset, size)

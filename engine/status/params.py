@@ -31,17 +31,26 @@ def decoded(cursor: str | None, *kinds: type | tuple[type, ...]) -> list[Any] | 
     if cursor is None:
         return None
     try:
-        value = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        value = json.loads(text, parse_constant=lambda name: None)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a character is none
     except (binascii.Error, ValueError, RecursionError):
         value = None
     fits = isinstance(value, list) and len(value) == len(kinds)
-    if not fits or not all(isinstance(part, kind) for part, kind in zip(value, kinds, strict=True)):
+    if not fits or not all(_is(part, kind) for part, kind in zip(value, kinds, strict=True)):
         raise ArgumentInvalid(
             f"cursor is {cursor[:80]!r}, which this server did not give",
             "take `next` of the page before, or leave it out",
             field="cursor",
         )
     return list(value)
+
+
+def _is(part: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a part is of its kind, and finite where it is a number."""
+    if isinstance(part, bool) or (isinstance(part, int | float) and not -(2**53) <= part <= 2**53):
+        return False
+    return isinstance(part, kind)
 
 
 def position(given: str | None, field: str) -> str | None:

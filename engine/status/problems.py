@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.decide import allowed
-from engine.errors import ArgumentInvalid, MethodNotAllowed, PathUnknown
+from engine.errors import CATALOGUE, ArgumentInvalid, MethodNotAllowed, PathUnknown
 from engine.fold import JobState
 from engine.lifecycle import State
 from events.errors import FlightlogError
@@ -40,7 +40,7 @@ def problem_of(error: FlightlogError) -> dict[str, Any]:
     state = context.get("state")
     members: dict[str, Any] = {
         "type": f"/errors/{error.code}",
-        "title": (type(error).__doc__ or error.code).strip().splitlines()[0],
+        "title": (CATALOGUE.get(error.code, type(error)).__doc__ or error.code).strip().splitlines()[0],
         "status": error.http,
         "detail": error.what,
         "code": error.code,
@@ -60,6 +60,8 @@ def problem(error: FlightlogError, headers: Mapping[str, str] | None = None) -> 
     extra = dict(headers or {})
     if error.retry in RETRY_AFTER and error.http >= 429:
         extra["Retry-After"] = RETRY_AFTER[error.retry]
+    if error.http == 416:
+        extra["Content-Range"] = f"bytes */{error.context.get('size', '*')}"
     if error.http == 401:
         extra["WWW-Authenticate"] = 'Bearer realm="flightlog"'
     return Response(to_json(problem_of(error), serialize_unknown=True), error.http, extra, MEDIA)

@@ -17,9 +17,10 @@ from engine.errors import JobUnknown
 from engine.ids import check_job_id
 from engine.jobs import MESSAGE, Loaded
 from engine.status.desk import Desk
+from engine.status.paging import by_score
 from engine.status.params import encoded
 from engine.transfers import timed
-from events.envelope import Event, iso
+from events.envelope import Event
 from events.read import at as events_at
 from events.read import read, read_back
 from events.store import translated
@@ -27,14 +28,15 @@ from events.subjects import SITE, job_of
 
 SCANNED = 20_000  # events that are looked at for one page; a page may be short, and `next` goes on
 REFUSED_SHOWN = 20
+SHOWN = 400  # events of a time line, of each kind
 MOST_ROWS = 500
-#: What of an attempt may not be known yet.
-UNKNOWN = dict.fromkeys(
-    (
-        *("host", "pid", "network", "spawned", "started", "ended"),
-        *("exit_code", "signal", "outcome", "duration", "killed", "why"),
-    )
-)
+#: What of an attempt is known only from an event on: name of the event's position -> facts.
+LATER = {
+    "spawned": ("host", "pid", "network", "spawned"),
+    "started": ("started",),
+    "ended": ("ended", "exit_code", "signal", "outcome", "duration", "killed", "why"),
+}
+UNKNOWN = dict.fromkeys(name for names in LATER.values() for name in names)
 
 
 # -- one job -----------------------------------------------------------------------------------
@@ -64,43 +66,55 @@ def job_then(desk: Desk, job: str, at: str) -> dict[str, Any]:
     version = desk.moments.resolve(job, at)
     loaded, event = desk.moments.with_event(job, version)
     shown = present.job(job, loaded)
-    then = [one for one in attempts(desk, job) if one["asked"] <= iso(event.ms)]
-    return {**shown, "attempts": [_as_then(one, iso(event.ms)) for one in then], "event": event.as_dict()}
+    then = [one for one in _kept(desk, job) if _order(one["positions"]["asked"]) <= event.seq]
+    return {**shown, "attempts": [_as_then(one, event.position) for one in then], "event": event.as_dict()}
 
 
-def _as_then(attempt: dict[str, Any], time: str) -> dict[str, Any]:
-    """An attempt with what was known of it at a time."""
-    known = dict(attempt)
-    if (known.get("ended") or "") > time:
-        for name in ("ended", "exit_code", "signal", "outcome", "duration", "killed", "why"):
-            known[name] = None
-        known["state"] = "running" if (known.get("started") or "~") <= time else "starting"
-    for name in ("spawned", "started"):
-        if (known[name] or "") > time:
-            known[name] = None
+def _as_then(kept: Mapping[str, Any], position: str) -> dict[str, Any]:
+    """An attempt with what was known of it at a position."""
+    known, upto = dict(kept), _order(position)
+    when = {name: _order(where) for name, where in known.pop("positions").items()}
+    for name, facts in LATER.items():
+        if when.get(name, upto + 1) > upto:
+            known |= dict.fromkeys(facts)
+    if when.get("ended", upto + 1) > upto:
+        known["state"] = "running" if when.get("started", upto + 1) <= upto else "starting"
     return known
 
 
 def attempts(desk: Desk, job: str) -> list[dict[str, Any]]:
     """The job's attempts, the first first."""
-    with translated():
-        found = cast("dict[str, str]", desk.store.client.hgetall(desk.names.attempts(job)))
-    return in_order(found)
+    return [_shown(one) for one in _kept(desk, job)]
 
 
 def in_order(found: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Attempts as they are kept, the first first."""
+    """Attempts as they are kept, to be shown: the first first."""
+    return [_shown(one) for one in _sorted(found)]
+
+
+def _kept(desk: Desk, job: str) -> list[dict[str, Any]]:
+    with translated():
+        found = cast("dict[str, str]", desk.store.client.hgetall(desk.names.attempts(job)))
+    return _sorted(found)
+
+
+def _sorted(found: Mapping[str, str]) -> list[dict[str, Any]]:
     return [{**UNKNOWN, **from_json(found[number])} for number in sorted(found, key=int)]
 
 
-def milestones(desk: Desk, job: str, upto: str | None = None, limit: int = 400) -> list[Event]:
-    """The last events of a job that a time line shows, the oldest first."""
-    key = desk.names.life(job)
-    with translated():
-        positions = cast("list[str]", desk.store.client.lrange(key, -limit * (4 if upto else 1), -1))
-    if upto is not None:
-        positions = [position for position in positions if _order(position) <= _order(upto)]
-    return events_at(desk.store, positions[-limit:])
+def _shown(kept: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kept.items() if name != "positions"}
+
+
+def milestones(desk: Desk, job: str, upto: str | None = None) -> list[Event]:
+    """The last events of a job that a time line shows, the oldest first: of its life, its tasks and its streams."""
+    found: list[Event] = []
+    for key in (desk.names.life(job), desk.names.tasks(job)):
+        end = desk.moments.before(key, upto) if upto is not None else desk.store.command("LLEN", key)
+        with translated():
+            positions = cast("list[str]", desk.store.client.lrange(key, max(0, end - SHOWN), end - 1)) if end else []
+        found += events_at(desk.store, positions)
+    return sorted(found, key=lambda event: event.seq)
 
 
 # -- events ------------------------------------------------------------------------------------
@@ -181,6 +195,8 @@ def _beyond(event: Event, asked: EventFilter) -> bool:
 
 def _site_events(desk: Desk, asked: EventFilter) -> Iterator[Event]:
     page = min(1000, max(100, asked.limit + 1)) if not asked.types else 1000
+    if asked.down and asked.cursor == "0-0":
+        return iter(())
     if asked.down:
         top = asked.cursor or (f"{asked.until + 1}-0" if asked.until is not None else "+")
         return read_back(desk.store, before=top, page=page)
@@ -240,31 +256,28 @@ def rows_page(
     """A page of messages, transfers or egress, the newest first."""
     if job is not None:
         known_job(desk, job)
-    key, high = desk.names.order(what, job or ""), "+inf" if after is None else f"({int(after[0])}"
+    place = None if after is None else (float(after[0]), str(after[1]))
     items: list[dict[str, Any]] = []
-    last, looked, more = None, 0, True
-    while more and len(items) < limit and looked < SCANNED:
-        size = max(100, limit + 1)
+    last, looked, more = None, 0, False
+    for chunk in by_score(desk.store, desk.names.order(what, job or ""), limit=limit, down=True, after=place):
         with translated():
-            got = desk.store.client.zrevrangebyscore(key, high, "-inf", 0, size, withscores=True)
-            chunk = cast("list[tuple[str, float]]", got)
-            values = desk.store.client.hmget(desk.names.rows(what), [k for k, _ in chunk]) if chunk else []
-        more, looked = len(chunk) == size, looked + len(chunk)
-        for index, ((_, score), value) in enumerate(zip(chunk, cast("list[str | None]", values), strict=True)):
-            if len(items) >= limit:
+            values = desk.store.client.hmget(desk.names.rows(what), [key for key, _ in chunk])
+        for (key, score), value in zip(chunk, cast("list[str | None]", values), strict=True):
+            if len(items) == limit:
                 more = True
                 break
-            # Rows of one event (a stream's targets) stay together on a page.
-            last, high = int(score), f"({int(score)}"
+            last = [score, key]
             row = from_json(value) if value is not None else None
             if row is not None and fits(row):
                 items.append(row)
-                if index + 1 < len(chunk) and chunk[index + 1][1] == score:
-                    limit = max(limit, len(items) + 1)
+        looked += len(chunk)
+        if more or looked >= SCANNED:
+            more = True
+            break
     if what == "transfers":
         now = desk.store.now_ms()
         items = [timed(row, now) for row in items]
-    return {"items": items, "next": encoded([last]) if more and last is not None else None, "as_of": desk.as_of()}
+    return {"items": items, "next": encoded(last) if more and last else None, "as_of": desk.as_of()}
 
 
 def egress_totals(desk: Desk, *, job: str | None = None, since: str | None = None) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.actors import os_actor
 from engine.errors import EngineDown
-from engine.files import FileLock, write_json
+from engine.files import FileLock, read_json, write_json
 from engine.ids import new_call_id
 from engine.site import Site
 from engine.status.app import build
 from engine.status.desk import Desk
-from engine.status.sockets import listen, unix_socket
+from engine.status.sockets import NEXT, listen, unix_socket
 from engine.workspace import host_name
 from events.bodies.base import Body
 from events.bodies.site import ApiClosed, ApiOpened
@@ -74,7 +74,7 @@ def serve(
     if not lock.acquire(timeout=5):
         raise EngineDown("another process serves this site's API", "flightlog status names its page")
     settings = site.settings
-    tcp = listen(settings.api_host, settings.api_port, exactly=exactly)
+    tcp = _again(site, exactly=exactly) or listen(settings.api_host, settings.api_port, exactly=exactly)
     port = tcp.getsockname()[1]
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}/"  # noqa: S104 - what was asked for
@@ -94,7 +94,9 @@ def serve(
     server = _Server(config)
     if until_eof:
         threading.Thread(target=_await_eof, args=(server,), name="until-eof", daemon=True).start()
-    write_json(site.workspace.flight / "api.json", {"url": url, "pid": os.getpid(), "host": host_name()})
+    write_json(
+        site.workspace.flight / "api.json", {"url": url, "port": port, "pid": os.getpid(), "host": host_name()}
+    )
     try:
         with unix_socket(site.workspace) as unix:
             _note(site, "opened", ApiOpened(host=host_name(), pid=os.getpid(), address=settings.api_host, port=port))
@@ -108,6 +110,19 @@ def serve(
         desk.close()
         lock.release()
     return 0
+
+
+def _again(site: Site, *, exactly: bool) -> socket.socket | None:
+    """The port of the process before us, where any would do: pages that are open find us there."""
+    settings = site.settings
+    port = int((read_json(site.workspace.flight / "api.json") or {}).get("port", 0))
+    near = settings.api_port <= port < settings.api_port + NEXT
+    if not port or not (settings.api_port == 0 or (near and not exactly)):
+        return None
+    try:
+        return listen(settings.api_host, port, exactly=True)
+    except EngineDown:
+        return None
 
 
 def _note(site: Site, step: str, body: Body) -> None:

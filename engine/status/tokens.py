@@ -18,8 +18,6 @@ Role = Literal["viewer", "operator"]
 #: What a role may do: a viewer looks, an operator commands too.
 RANK: dict[str, int] = {"none": 0, "viewer": 1, "operator": 2}
 PREFIX = "fl_"
-#: Where a page keeps the token of who has signed in.
-COOKIE = "flightlog"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 
@@ -33,6 +31,11 @@ class Caller:
     def may(self, role: Role) -> bool:
         """Whether they may do what this role may."""
         return RANK[self.role] >= RANK[role]
+
+
+def cookie_of(site: str) -> str:
+    """Where a page keeps the token of who has signed in: a browser shares cookies among the ports of a host."""
+    return f"flightlog-{site}"
 
 
 class Tokens:

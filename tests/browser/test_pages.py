@@ -136,6 +136,18 @@ def test_a_job_with_100_000_events_opens_with_a_window_of_them(site: Served, pag
     expect(page.locator("[data-part=events] tbody tr").first).to_contain_text("55555")
 
 
+def test_a_job_that_was_refused_much_keeps_its_path_and_its_time_line(site: Served, page: Page) -> None:
+    site.run("refused", folder_of(site), "true")
+    jobs = site.engine.site.jobs
+    for number in range(3):
+        jobs.note(site.engine.site.system_call(f"no:{number}"), [body("CallRefused")] * 1000, "refused")
+    site.fed()
+    for path in ("/jobs/refused", "/jobs/refused?at=10"):
+        page.goto(path)
+        expect(page.locator(".edge.lit")).to_have_count(5)
+        assert page.locator("[data-part=line] .bar").count() >= 4
+
+
 def test_events_are_searched_and_followed_and_held_back_while_somebody_reads(site: Served, page: Page) -> None:
     page.goto("/events?job=bad&type=AppFailed")
     expect(page.locator("#feed tbody tr")).to_have_count(1)

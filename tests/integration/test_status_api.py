@@ -78,6 +78,19 @@ def test_an_attempt_as_it_was_has_no_end_that_was_still_to_come(site: Served) ->
     assert (now["state"], now["exit_code"]) == ("failed", 3)
 
 
+def test_attempts_as_they_were_grow_with_each_of_their_events(site: Served) -> None:
+    for event in read_job(site.engine.site.jobs.store, "well"):
+        attempts = site.get("/v1/jobs/well", at=str(event.version))["attempts"]
+        if event.type == "StartRequested":
+            one = attempts[-1]
+            assert (one["state"], one["pid"], one["spawned"], one["started"]) == ("starting", None, None, None)
+        elif event.type == "AppSpawned":
+            assert (attempts[-1]["state"], attempts[-1]["pid"]) == ("starting", event.body["pid"])
+            assert attempts[-1]["started"] is None
+        elif event.type == "AppStarted":
+            assert (attempts[-1]["state"], attempts[-1]["ended"]) == ("running", None)
+
+
 def test_jobs_are_listed_by_state_app_actor_prefix_and_time(site: Served) -> None:
     def ids(**params: str) -> list[str]:
         return [job["job_id"] for job in site.get("/v1/jobs", **params)["items"]]

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from engine.status.params import encoded
 from events.read import read
 from tests.integration.status import Served, problem, served
 from tests.support import in_state, kill, processes_with, zip_of
@@ -51,7 +52,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ("/v1/jobs?limit=0", 422, "ARGUMENT_INVALID", "limit"),
         ("/v1/jobs?limit=501", 422, "ARGUMENT_INVALID", "limit"),
         ("/v1/jobs?limit=many", 422, "ARGUMENT_INVALID", "limit"),
-        ("/v1/jobs?limit=1&limit=2&sort=size", 422, "ARGUMENT_INVALID", "sort"),
+        ("/v1/jobs?limit=1&limit=2", 422, "ARGUMENT_INVALID", "limit"),
+        ("/v1/jobs?sort=size", 422, "ARGUMENT_INVALID", "sort"),
+        (f"/v1/jobs?cursor={encoded(['-since', float('nan'), 'a'])}", 422, "ARGUMENT_INVALID", "cursor"),
+        (f"/v1/jobs?cursor={encoded(['-since', True, 'a'])}", 422, "ARGUMENT_INVALID", "cursor"),
+        (f"/v1/jobs?cursor={encoded(['-since', 1e300, 'a'])}", 422, "ARGUMENT_INVALID", "cursor"),
+        (f"/v1/jobs?sort=id&cursor={encoded(['id', 0, chr(0xD800)])}", 422, "ARGUMENT_INVALID", "cursor"),
         ("/v1/jobs?state=dead", 422, "ARGUMENT_INVALID", "state"),
         ("/v1/jobs?since=yesterday", 422, "ARGUMENT_INVALID", "since"),
         ("/v1/jobs?since=1h&until=2h", 422, "ARGUMENT_INVALID", "since"),
@@ -62,6 +68,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ("/v1/jobs/job?at=999", 422, "ARGUMENT_INVALID", "at"),
         ("/v1/jobs/job?at=999999999999999999999", 422, "ARGUMENT_INVALID", "at"),
         ("/v1/jobs/job?at=2099-01-01", 422, "ARGUMENT_INVALID", "at"),
+        ("/v1/jobs/job?at=1960-01-01", 404, "JOB_UNKNOWN", "at"),
+        ("/v1/jobs/job?at=0001-01-01", 404, "JOB_UNKNOWN", "at"),
+        ("/v1/jobs/job?at=1&at=2", 422, "ARGUMENT_INVALID", "at"),
         ("/v1/jobs/job?at=99999999999999-1", 422, "ARGUMENT_INVALID", "at"),
         ("/v1/jobs/job?at=1795531521766-99999999", 422, "ARGUMENT_INVALID", "at"),
         ("/v1/jobs/job?at=", 422, "ARGUMENT_INVALID", "at"),
@@ -81,6 +90,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ("/v1/events?job=../../etc", 422, "JOB_ID_INVALID", None),
         ("/v1/events/stream?after=now", 422, "ARGUMENT_INVALID", "after"),
         ("/v1/events/stream?limit=0", 422, "ARGUMENT_INVALID", "limit"),
+        ("/v1/jobs/job/usage?attempt=77", 404, "JOB_UNKNOWN", None),
+        ("/v1/egress/totals?since=2026-99-99", 422, "ARGUMENT_INVALID", "since"),
+        ("/v1/messages?state=lost", 422, "ARGUMENT_INVALID", "state"),
         ("/v1/messages?cursor=WyJhIl0", 422, "ARGUMENT_INVALID", "cursor"),
         ("/v1/messages?job=nobody", 404, "JOB_UNKNOWN", None),
         ("/v1/transfers?state=lost", 422, "ARGUMENT_INVALID", "state"),
@@ -157,8 +169,14 @@ def test_bodies_that_are_too_large_of_a_wrong_type_or_no_json_are_refused(site: 
 
 def test_ranges_that_are_none_or_beyond_the_end_are_refused(site: Served) -> None:
     with site.client() as client:
-        for asked in ("bytes=99999-", "bytes=5-1", "bytes=-", "lines=1-2", "bytes=0-1,3-4"):
-            problem(client.get("/v1/jobs/job/log", headers={"Range": asked}), 416, "ARGUMENT_INVALID", "Range")
+        whole = client.get("/v1/jobs/job/log")
+        for asked in ("bytes=99999-", "bytes=5-1"):
+            answer = client.get("/v1/jobs/job/log", headers={"Range": asked})
+            problem(answer, 416, "ARGUMENT_INVALID", "Range")
+            assert answer.headers["content-range"] == f"bytes */{len(whole.content)}"
+        for asked in ("bytes=-", "lines=1-2", "bytes=0-1,3-4"):  # what no server has to know
+            answer = client.get("/v1/jobs/job/log", headers={"Range": asked})
+            assert (answer.status_code, answer.content) == (200, whole.content)
 
 
 def test_a_host_that_is_not_ours_is_refused(site: Served) -> None:
@@ -173,6 +191,7 @@ def test_a_post_of_another_sites_page_is_refused_whoevers_token_it_brings(site: 
             {"Sec-Fetch-Site": "cross-site"},
             {"Sec-Fetch-Site": "same-site"},
             {"Origin": "null"},
+            {"Origin": "http://["},
         ):
             problem(client.post("/v1/jobs/job/start", headers=headers), 403, "CROSS_SITE")
         form = {"command": "start", "reason": "csrf"}
@@ -185,7 +204,12 @@ def test_odd_credentials_are_refused_and_odd_cookies_are_nobody(site: Served) ->
         for given in ("Basic b2xnYQ==", "Bearer", "fl_x", "Bearer fl_x y"):
             problem(client.get("/v1/jobs", headers={"Authorization": given}), 401, "NOT_AUTHORISED")
         assert client.get("/v1/jobs", headers={"Cookie": 'a=;;=;flightlo; "=;'}).status_code == 200
-        problem(client.get("/v1/jobs", headers={"Cookie": "flightlog=rubbish"}), 401, "NOT_AUTHORISED")
+        mine = f"flightlog-site-1={site.viewer}"
+        for cookie in ("flightlog-site-1=rubbish", "flightlog-site-2=fl_another", f'a={{"x":1}}; {mine}', mine):
+            assert client.get("/v1/jobs", headers={"Cookie": cookie}).status_code == 200
+        post = client.post("/v1/jobs/job/start", headers={"Cookie": f'a={{"x":1}}; {mine}'})
+        problem(post, 403, "NOT_AUTHORISED")
+        assert client.get("/livez", headers={"Authorization": "Basic x"}).status_code == 200
 
 
 def test_what_is_no_http_is_answered_or_dropped_and_the_server_goes_on(site: Served) -> None:
@@ -208,6 +232,46 @@ def test_files_that_an_app_made_into_links_are_not_followed(site: Served, tmp_pa
     (folder / "usage.jsonl").unlink(missing_ok=True)
     os.symlink("/etc/passwd", folder / "usage.jsonl")
     assert site.get("/v1/jobs/links/usage")["items"] == []
+
+
+def test_a_folder_that_an_app_made_into_a_link_is_not_followed(site: Served, tmp_path: Path) -> None:
+    site.run("moved", tmp_path, "sh", "-c", "echo '{\"a\": 1}' > $FLIGHTLOG_RUN_DIR/metrics.jsonl; echo mine")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "metrics.jsonl").write_text('{"secret": 1}\n')
+    (elsewhere / "log.txt").write_text("secret\n")
+    for folder in (site.workspace / "moved", site.workspace / ".flightlog" / "jobs" / "moved" / "1"):
+        folder.rename(tmp_path / f"was-{folder.name}")
+        folder.symlink_to(elsewhere)
+    assert site.get("/v1/jobs/moved/metrics")["items"] == []
+    with site.client() as client:
+        problem(client.get("/v1/jobs/moved/log"), 404, "JOB_UNKNOWN")
+        assert "secret" not in client.get("/jobs/moved", headers={"Accept": "text/html"}).text
+
+
+def test_rows_that_no_page_could_show_are_counted_as_broken(site: Served, tmp_path: Path) -> None:
+    bad = ['{"a": ' + "9" * 400 + "}", '{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 300 + "]" * 300 + "}"]
+    bad += ['{"time": ' + "9" * 400 + "}", "{", "[1]", '{"\\udfff": 1}']
+    site.run("odd", tmp_path, "true")
+    (site.workspace / "odd" / "metrics.jsonl").write_text("\n".join([*bad, '{"a": NaN, "b": 2}', '{"half": ']))
+    (site.workspace / ".flightlog" / "jobs" / "odd" / "1" / "usage.jsonl").write_text("\n".join(bad) + "\n")
+    assert site.get("/v1/jobs/odd/metrics") == {"items": [{"a": None, "b": 2}], "broken": len(bad)}
+    assert site.get("/v1/jobs/odd/usage")["items"] == []
+    with site.client() as client:
+        for path in ("/jobs/odd", "/jobs/odd?at=3"):
+            assert client.get(path, headers={"Accept": "text/html"}).status_code == 200
+
+
+def test_what_is_before_everything_is_an_empty_page_and_a_head_has_no_body(site: Served) -> None:
+    for query in ("since=1960-01-01&order=desc&cursor=0-0", "order=desc&until=1960-01-01", "order=desc&cursor=0-0"):
+        for path in ("/v1/events", "/v1/jobs/job/events"):
+            with site.client() as client:
+                answer = client.get(f"{path}?{query}")
+                assert (answer.status_code, answer.json()["items"]) == (200, []), query
+    with site.client() as client:
+        head = client.head("/v1/jobs/job")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["etag"] == client.get("/v1/jobs/job").headers["etag"]
 
 
 def test_script_is_shown_as_text_and_none_would_run(site: Served) -> None:

@@ -82,6 +82,59 @@ def test_the_same_key_is_the_same_call_and_another_call_under_it_is_refused(site
         client.post("/v1/jobs/once/abort", json={"grace": 0})
 
 
+def test_a_repeat_waits_for_the_outcome_of_the_first_and_nobody_elses_answers_wait_for_it(
+    site: Served, tmp_path: Path
+) -> None:
+    app = zip_of(tmp_path, *SLEEPER)
+    with site.client(site.operator) as client:
+        client.put("/v1/jobs/twin/app", content=app, headers={**ZIP, "Prefer": "wait=20"})
+        headers = {"Idempotency-Key": "key-of-the-twins", "Prefer": "Wait=20"}
+
+        def start(number: int) -> tuple[int, str]:
+            answer = client.post("/v1/jobs/twin/start", json={}, headers=headers)
+            return answer.status_code, answer.json()["state"]
+
+        with ThreadPoolExecutor(4) as many:
+            assert set(many.map(start, range(4))) == {(200, "running")}
+        client.post("/v1/jobs/twin/abort", json={"grace": 0})
+
+
+def test_commands_that_wait_keep_nobody_else_waiting_and_are_not_withdrawn(tmp_path: Path) -> None:
+    with served(tmp_path / "ws", workers=2) as up, up.client(up.operator) as client:
+        workers = [w["pid"] for w in up.get("/v1/workers")["workers"] if w["kind"] == "work"]
+        for pid in workers:
+            kill(pid, 19)
+        try:
+            app = zip_of(tmp_path / "app", "true")
+
+            def put(number: int) -> int:
+                headers = {**ZIP, "Prefer": "wait=3"}
+                return client.put(f"/v1/jobs/many-{number}/app", content=app, headers=headers).status_code
+
+            with ThreadPoolExecutor(60) as many:
+                answers = [many.submit(put, number) for number in range(60)]
+                until(lambda: len(up.get("/v1/jobs", limit=100)["items"]) == 60, 20)
+                assert not any(answer.done() and answer.result() != 202 for answer in answers)
+                assert up.get("/readyz")["ready"]
+            assert {answer.result() for answer in answers} == {202}
+        finally:
+            for pid in workers:
+                kill(pid, 18)
+        for number in range(60):
+            in_state(up.engine.site.jobs, f"many-{number}", "deployed", seconds=60)
+
+
+def test_a_start_that_fails_answers_with_its_error(site: Served, tmp_path: Path) -> None:
+    with site.client(site.operator) as client:
+        client.put("/v1/jobs/gone/app", content=zip_of(tmp_path, "true"), headers={**ZIP, "Prefer": "wait=20"})
+        (site.workspace / "gone").rename(tmp_path / "was-gone")
+        answer = client.post("/v1/jobs/gone/start", headers={"Prefer": "wait=20"})
+    assert answer.status_code >= 400, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    shown = site.get("/v1/jobs/gone")
+    assert (shown["state"], shown["error"].partition(":")[0]) == ("launch_failed", answer.json()["code"])
+
+
 def test_a_revision_that_is_not_the_jobs_any_more_is_refused_and_recorded(site: Served, tmp_path: Path) -> None:
     app = zip_of(tmp_path, *SLEEPER)
     with site.client(site.operator) as client:

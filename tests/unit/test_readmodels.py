@@ -13,7 +13,7 @@ from engine.fold import JobState, apply, fact_of
 from engine.readmodels import moments as moments_module
 from engine.readmodels.docs import Docs, Rows
 from engine.readmodels.feeder import Feeder, Stale
-from engine.readmodels.models import MILESTONES, Models
+from engine.readmodels.models import LIFE, Models
 from engine.readmodels.moments import Moments, moment
 from engine.readmodels.names import Names
 from engine.transfers import transfers
@@ -97,8 +97,28 @@ def test_rows_and_sums_are_those_of_the_log(seed: int) -> None:
     counted = {name: int(count) for name, count in store.client.hgetall(names.types).items()}
     assert sum(counted.values()) == len(events)
     for job in store.client.zrange(names.ids, 0, -1):
-        told = [event.position for event in read_job(store, job) if event.type in MILESTONES]
+        told = [event.position for event in read_job(store, job) if event.type in LIFE]
         assert store.client.lrange(names.life(job), 0, -1) == told
+
+
+def test_a_page_ends_between_rows_of_one_event_and_none_is_left_out() -> None:
+    """A stream to several targets is several rows of one event."""
+    from engine.status.paging import by_score
+
+    store = fake_store()
+    store.client.zadd("order", {f"row-{n:03}": n // 3 for n in range(700)})
+    for down in (True, False):
+        for size in (1, 7, 100, 333):
+            found: list[str] = []
+            after = None
+            while True:
+                chunks = by_score(store, "order", limit=size, down=down, after=after)
+                page = [pair for chunk in chunks for pair in chunk][:size]
+                if not page:
+                    break
+                found += [member for member, _ in page]
+                after = (page[-1][1], page[-1][0])
+            assert found == store.client.zrange("order", 0, -1, desc=down)
 
 
 def test_a_batch_that_another_has_fed_is_not_fed_again() -> None:

@@ -68,8 +68,11 @@ def taken(events: Iterable[Event]) -> tuple[list[tuple[str, str]], str]:
     """The ways that a job took between states, from its lifecycle events, and where it is."""
     state, ways = State.NEW.value, []
     for event in events:
-        there = TABLE.get(event.type, {}).get(state)
-        if there is not None:
+        row = TABLE.get(event.type, {})
+        there = row.get(state)
+        if there is None and row and len(set(row.values())) == 1:
+            state = next(iter(row.values()))  # what came before is not among these events
+        elif there is not None:
             if there != state:
                 ways.append((state, there))
             state = there

@@ -20,7 +20,7 @@ from engine.status.params import decoded, one_of
 from engine.status.routes import commands
 from engine.status.routes.common import caller_of, desk_of
 from engine.status.shapes import AbortBody, ReasonBody, StartBody
-from engine.status.tokens import COOKIE
+from engine.status.tokens import cookie_of
 from engine.times import moment_ms
 
 router = APIRouter(include_in_schema=False)
@@ -86,11 +86,11 @@ async def do(request: Request, job_id: str) -> Response:
     command, match = given.get("command", ""), given.get("revision") or None
     body = {"reason": reason}
     if command == "start":
-        await run_in_threadpool(commands.start_, request, job_id, StartBody(**body), None, match, "wait=5")
+        await commands.start_(request, job_id, StartBody(**body), None, match, "wait=5")
     elif command == "abort":
-        await run_in_threadpool(commands.abort_, request, job_id, AbortBody(**body), None, match, "wait=2")
+        await commands.abort_(request, job_id, AbortBody(**body), None, match, "wait=2")
     elif command == "delete":
-        await run_in_threadpool(commands.delete_, request, job_id, ReasonBody(**body), None, match, "wait=5")
+        await commands.delete_(request, job_id, ReasonBody(**body), None, match, "wait=5")
     elif command == "abort-task":
         await run_in_threadpool(commands.abort_task, request, job_id, ReasonBody(**body), None, match)
     else:
@@ -156,7 +156,9 @@ async def signed_in(request: Request) -> Response:
     if desk_of(request).tokens.caller(token) is None:
         raise NotIdentified("the token is nobody's", "flightlog token add NAME, on the site's host")
     answer = RedirectResponse("/", 303)
-    answer.set_cookie(COOKIE, token, max_age=30 * DAY, httponly=True, samesite="strict", path="/")
+    answer.set_cookie(
+        cookie_of(desk_of(request).site.name), token, max_age=30 * DAY, httponly=True, samesite="strict", path="/"
+    )
     return answer
 
 
@@ -164,5 +166,5 @@ async def signed_in(request: Request) -> Response:
 async def signed_out(request: Request) -> Response:
     """Forget the token."""
     answer = RedirectResponse("/", 303)
-    answer.delete_cookie(COOKIE, path="/")
+    answer.delete_cookie(cookie_of(desk_of(request).site.name), path="/")
     return answer

@@ -116,7 +116,7 @@ def job(desk: Desk, job_id: str, at: str | None) -> dict[str, Any]:
         "at": shown["version"] if at is not None else None,
         "last": last,
         "sentence": sentence(shown),
-        "diagram": diagram(ways if complete else ways[1:], shown["state"] if not complete else here),
+        "diagram": diagram(ways, here if complete else shown["state"]),
         "line": time_line(life, then_ms),
         "windowed": not complete,
         "buttons": _buttons(shown) if at is None else [],

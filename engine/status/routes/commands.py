@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import re
 from collections.abc import Callable
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -15,23 +17,30 @@ from starlette.responses import Response
 from engine.actors import acting_as
 from engine.calls.abort import abort, spool_abort
 from engine.calls.delete import delete
-from engine.calls.deploy import deploy
+from engine.calls.delete import failure as delete_failure
+from engine.calls.deploy import UNDER_WAY, deploy
+from engine.calls.deploy import failure as deploy_failure
 from engine.calls.start import Allotment, start
+from engine.calls.start import failure as start_failure
 from engine.client_engine import ClientEngine
-from engine.errors import ArgumentInvalid, CallTimeout, JobUnknown, NotLive, PayloadTooLarge
+from engine.errors import ArgumentInvalid, JobUnknown, NotLive, PayloadTooLarge
+from engine.fold import JobState
 from engine.ids import check_job_id
 from engine.jobtalk import TASK_ABORTED
+from engine.lifecycle import State
 from engine.network import on_network
 from engine.status import reads
 from engine.status.desk import Desk
 from engine.status.problems import Json
 from engine.status.routes.common import JobId, caller_of, desk_of, problems, strict
 from engine.status.shapes import AbortBody, Job, ReasonBody, StartBody, TaskAnswer
-from events.errors import RevisionConflict
+from events.envelope import Event
+from events.errors import FlightlogError, RevisionConflict
+from events.subjects import job_of
 
 WAIT_MOST = 60.0  # seconds
 WAIT = 10.0
-_PREFER = re.compile(r"(?:^|[,;\s])wait(?:=([0-9]{1,4}))?(?:$|[,;\s])")
+_PREFER = re.compile(r'(?:^|[,;\s])wait(?:\s*=\s*"?([0-9]{1,9})"?)?(?:$|[,;\s])', re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{8,128}")
 _ETAG = re.compile(r'(?:W/)?"?([0-9]{1,15})"?')
 
@@ -84,29 +93,65 @@ def _revision(match: str | None) -> int | None:
     return int(found[1])
 
 
-def _carry_out(
-    request: Request,
-    job: str,
-    reason: str | None,
-    headers: tuple[str | None, str | None, str | None],
-    run: Callable[[Desk, ClientEngine, float], Any],
-) -> Response:
-    """Have the engine do it, as the caller; the job, with what came of it."""
-    desk, (key, match, prefer) = desk_of(request), headers
-    wait, who = _wait(prefer), caller_of(request).actor
-    engine = desk.engine
-    late = False
-    with acting_as(who, reason=reason, call_id=_call_id(key), revision=_revision(match)):
-        try:
-            run(desk, engine, wait)
-        except CallTimeout:
-            late = True
-    shown = reads.job_now(desk, job)
-    late = late or (wait > 0 and shown["waiting_for"] is not None and shown["state"] in ("aborting", "deleting"))
+@dataclass(frozen=True)
+class Headers:
+    """What a command's headers say."""
+
+    key: str | None
+    match: str | None
+    prefer: str | None
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: how it is recorded, when it is over, and what went wrong then, if anything."""
+
+    record: Callable[[ClientEngine], Any]
+    over: Callable[[JobState], bool]
+    failure: Callable[[str, JobState], FlightlogError | None] = lambda job, state: None
+
+
+async def _carry_out(request: Request, job: str, reason: str | None, headers: Headers, command: Command) -> Response:
+    """Have it recorded, as the caller, and wait for the outcome where that is preferred: the job, as it is then.
+
+    What is not over in time goes on: nobody withdraws it.
+    """
+    desk, wait = desk_of(request), _wait(headers.prefer)
+    actor, call_id, revision = caller_of(request).actor, _call_id(headers.key), _revision(headers.match)
+
+    def record() -> None:
+        with acting_as(actor, reason=reason, call_id=call_id, revision=revision):
+            command.record(desk.engine)
+
+    await run_in_threadpool(record)
+    state = await _outcome(desk, job, command.over, wait) if wait else None
+    if state is not None and (error := command.failure(job, state)) is not None:
+        raise error
+    shown = await run_in_threadpool(reads.job_now, desk, job)
     answer = {"Location": f"/v1/jobs/{job}", "ETag": f'"{shown["revision"]}"'}
     if wait:
         answer["Preference-Applied"] = "wait"
-    return Json(shown, 200 if wait and not late else 202, answer)
+    return Json(shown, 202 if state is None else 200, answer)
+
+
+async def _outcome(desk: Desk, job: str, over: Callable[[JobState], bool], wait: float) -> JobState | None:
+    """The job's state once something is over; None where that takes longer. Nobody's thread waits."""
+    loaded = await run_in_threadpool(desk.site.jobs.load, job)
+    if over(loaded.state):
+        return loaded.state
+    try:
+        async with asyncio.timeout(wait), aclosing(desk.hub.watch(loaded.last, _of(job))) as events:
+            async for _ in events:
+                loaded = await run_in_threadpool(desk.site.jobs.load, job)
+                if over(loaded.state):
+                    return loaded.state
+    except TimeoutError:
+        return None
+    return None
+
+
+def _of(job: str) -> Callable[[Event], bool]:
+    return lambda event: job_of(event.subject) == job
 
 
 @router.put(
@@ -134,14 +179,15 @@ async def put_app(
     """Put an app in place for a job: the body is the zip of its folder."""
     data = await _body(request, desk_of(request).site.settings.api_body_max)
 
-    def run(desk: Desk, engine: ClientEngine, wait: float) -> None:
-        deploy(engine.core, name or job_id, job_id, _object(meta, "meta"), engine.client_name, data, timeout=wait)
+    def record(engine: ClientEngine) -> None:
+        deploy(engine.core, name or job_id, job_id, _object(meta, "meta"), engine.client_name, data, timeout=0)
 
-    return await run_in_threadpool(_carry_out, request, check_job_id(job_id), reason, (key, match, prefer), run)
+    command = Command(record, lambda state: state.state not in UNDER_WAY, deploy_failure)
+    return await _carry_out(request, check_job_id(job_id), reason, Headers(key, match, prefer), command)
 
 
 @router.post("/v1/jobs/{job_id}/start", status_code=202, response_model=Job, summary="Start a job's app")
-def start_(
+async def start_(
     request: Request,
     job_id: JobId,
     body: StartBody | None = None,
@@ -152,19 +198,20 @@ def start_(
     """Launch the app that is in place."""
     asked = body or StartBody()
 
-    def run(desk: Desk, engine: ClientEngine, wait: float) -> None:
-        with on_network(asked.network) if asked.network else contextlib.nullcontext():
+    def record(engine: ClientEngine) -> None:
+        with on_network(asked.network) if asked.network else nullcontext():
             if asked.resources:
-                engine.start_with_resources(job_id, asked.meta, asked.resources, wait)
+                engine.start_with_resources(job_id, asked.meta, asked.resources, 0)
             else:
                 call = engine.core.call("start_app", job_id, asked.meta)
-                start(engine.core, call, job_id, asked.meta, Allotment(), timeout=wait)
+                start(engine.core, call, job_id, asked.meta, Allotment(), timeout=0)
 
-    return _carry_out(request, check_job_id(job_id), asked.reason, (key, match, prefer), run)
+    command = Command(record, lambda state: state.spawned or not state.live, start_failure)
+    return await _carry_out(request, check_job_id(job_id), asked.reason, Headers(key, match, prefer), command)
 
 
 @router.post("/v1/jobs/{job_id}/abort", status_code=202, response_model=Job, summary="Abort a job's app")
-def abort_(
+async def abort_(
     request: Request,
     job_id: JobId,
     body: AbortBody | None = None,
@@ -177,17 +224,20 @@ def abort_(
     if asked.lost and asked.grace is not None:
         raise ArgumentInvalid("lost goes without grace", "leave one of them out", field="lost")
 
-    def run(desk: Desk, engine: ClientEngine, wait: float) -> None:
+    desk = desk_of(request)
+
+    def record(engine: ClientEngine) -> None:
         if asked.lost:
             _unchanged(desk, job_id, match)
             engine.declare_lost(job_id, asked.reason or "declared lost by an operator")
         else:
-            abort(engine.core, job_id, grace=asked.grace, timeout=wait)
+            abort(engine.core, job_id, grace=asked.grace, timeout=0)
 
     check_job_id(job_id)
-    if not asked.lost and not desk_of(request).record_answers():
-        return _spooled(request, job_id, asked)
-    return _carry_out(request, job_id, asked.reason, (key, match, prefer), run)
+    if not asked.lost and not await run_in_threadpool(desk.record_answers):
+        return await run_in_threadpool(_spooled, request, job_id, asked)
+    command = Command(record, lambda state: not state.live)
+    return await _carry_out(request, job_id, asked.reason, Headers(key, match, prefer), command)
 
 
 def _spooled(request: Request, job: str, asked: AbortBody) -> Response:
@@ -218,7 +268,7 @@ def abort_task(
 
 
 @router.post("/v1/jobs/{job_id}/delete", status_code=202, response_model=Job, summary="Delete a job's run folder")
-def delete_(
+async def delete_(
     request: Request,
     job_id: JobId,
     body: ReasonBody | None = None,
@@ -228,10 +278,12 @@ def delete_(
 ) -> Response:
     """Remove the run folder and the app's output; the record stays."""
 
-    def run(desk: Desk, engine: ClientEngine, wait: float) -> None:
-        delete(engine.core, job_id, timeout=wait)
+    def record(engine: ClientEngine) -> None:
+        delete(engine.core, job_id, timeout=0)
 
-    return _carry_out(request, check_job_id(job_id), (body or ReasonBody()).reason, (key, match, prefer), run)
+    command = Command(record, lambda state: state.state is not State.DELETING, delete_failure)
+    reason = (body or ReasonBody()).reason
+    return await _carry_out(request, check_job_id(job_id), reason, Headers(key, match, prefer), command)
 
 
 def _unchanged(desk: Desk, job: str, match: str | None) -> None:

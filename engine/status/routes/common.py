@@ -31,8 +31,10 @@ async def strict(request: Request) -> None:
     route = request.scope.get("route")
     if not request.query_params or not isinstance(route, APIRoute):
         return
-    known = {field.alias for field in route.dependant.query_params}
+    known = {field.alias: "list" in str(field.field_info.annotation) for field in route.dependant.query_params}
     for name in request.query_params:
+        if not known.get(name, True) and len(request.query_params.getlist(name)) > 1:
+            raise ArgumentInvalid(f"{name} is given more than once", "give it once", field=name)
         if name not in known:
             raise ArgumentInvalid(
                 f"there is no parameter {name[:80]!r} here",

@@ -120,13 +120,13 @@ async def job_log(
         return Response(text, media_type=outputs.TEXT)
     if follow:
         return StreamingResponse(outputs.follow(desk, output, offset), media_type=outputs.TEXT)
-    first, last, size = outputs.ranged(output, range_, offset)
-    headers = {"Accept-Ranges": "bytes", "Content-Length": str(max(0, last - first))}
-    if range_ is not None:
+    part = outputs.ranged(output, range_)
+    size = part[2] if part else outputs.size_of(output)
+    first, last = part[:2] if part else (min(offset, size), size)
+    headers = {"Accept-Ranges": "bytes", "Content-Length": str(last - first)}
+    if part:
         headers["Content-Range"] = f"bytes {first}-{last - 1}/{size}"
-    return StreamingResponse(
-        outputs.piece(output, first, last), 206 if range_ is not None else 200, headers, outputs.TEXT
-    )
+    return StreamingResponse(outputs.piece(output, first, last), 206 if part else 200, headers, outputs.TEXT)
 
 
 @router.get("/v1/jobs/{job_id}/metrics", response_model=Rounds, tags=["jobs"], summary="Read an app's metrics")

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from engine.egress import BLIND, counts
 from engine.lifecycle import WORK, State, compiled_commands, compiled_events
+from engine.messages import ENDS
 from engine.status import metrics, reads
 from engine.status.health import readiness
-from engine.status.params import decoded
+from engine.status.params import decoded, one_of
 from engine.status.problems import Json
 from engine.status.routes.common import DEFAULT_LIMIT, Cursor, Limit, desk_of, problems, strict
 from engine.status.routes.jobs import Time
@@ -34,6 +35,7 @@ router = APIRouter(dependencies=[Depends(strict)], responses=problems(404))
 
 OfJob = Annotated[str | None, Query(max_length=200, description="only of this job")]
 Way = Annotated[Literal["out", "in"] | None, Query(description="out: from this site; in: to it")]
+MESSAGE_STATES = ("waiting", "under way", "received", *dict.fromkeys(ENDS.values()))
 TABLE = {
     "states": [state.value for state in State],
     "commands": compiled_commands(),
@@ -47,16 +49,18 @@ def messages(
     request: Request,
     job: OfJob = None,
     direction: Way = None,
-    state: Annotated[str | None, Query(max_length=40, examples=["answered"])] = None,
+    state: Annotated[str | None, Query(max_length=40, description=f"one of {', '.join(MESSAGE_STATES)}")] = None,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Response:
     """Messages that were sent, or came in, the newest first: the last 50,000 of them."""
+    if state is not None:
+        one_of([state], MESSAGE_STATES, "state")
     page = reads.rows_page(
         desk_of(request),
         "messages",
         job=job,
-        after=decoded(cursor, int),
+        after=decoded(cursor, (int, float), str),
         limit=limit,
         fits=lambda row: direction in (None, row["direction"]) and state in (None, row["state"]),
     )
@@ -77,7 +81,7 @@ def transfers(
         desk_of(request),
         "transfers",
         job=job,
-        after=decoded(cursor, int),
+        after=decoded(cursor, (int, float), str),
         limit=limit,
         fits=lambda row: direction in (None, row["direction"]) and state in (None, row["state"]),
     )
@@ -101,7 +105,7 @@ def egress(
         desk,
         "egress",
         job=job,
-        after=decoded(cursor, int),
+        after=decoded(cursor, (int, float), str),
         limit=limit,
         fits=lambda row: target in (None, row["target"]) and row["ms"] >= low and (not sent or counts(row)),
     )
@@ -116,6 +120,8 @@ def egress_totals(
 ) -> Response:
     """Bytes and messages by day, target, topic and job, of the whole log; and which apps had the network."""
     desk = desk_of(request)
+    if since is not None:
+        moment_ms(since, "since", 0)
     return Json({**reads.egress_totals(desk, job=job, since=since), "as_of": desk.as_of(), "note": BLIND})
 
 
