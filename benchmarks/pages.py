@@ -43,9 +43,8 @@ def run(notes: Console) -> Result:
             engine.site.jobs.note(engine.site.system_call(f"many:{number}"), many, "long")
         notes.print(f"pages: {EVENTS} events of one job appended")
         opened = result.keep("open a job, ms", [_opened(page, "/jobs/long") for _ in range(OPENINGS)])
-        back = result.keep(
-            "look back, ms", [_opened(page, f"/jobs/long?at={EVENTS // 2 + n}") for n in range(OPENINGS)]
-        )
+        half = EVENTS // 2
+        back = result.keep("look back, ms", [_opened(page, f"/jobs/long?at={half + n}") for n in range(OPENINGS)])
         page.goto("/jobs/short")
         seen = result.keep("append to page, ms", [_seen(engine, page, number) for number in range(LOOKS)])
     for what, values, goal in (
