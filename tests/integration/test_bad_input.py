@@ -58,7 +58,8 @@ def tree(root: Path) -> dict[str, tuple[int, bytes | str]]:
         if here == root / ".flightlog":
             folders[:] = [name for name in folders if name not in ("record", "fabric")]
             names = [n for n in names if not n.endswith((".log", ".lock")) and n != "caretaker.json"]
-        names = [name for name in names if name != "recorded"]  # the caretaker's mark at an ended attempt
+        # The caretaker's mark at an ended attempt, and what a running app used.
+        names = [name for name in names if name not in ("recorded", "usage.jsonl")]
         for name in folders + names:
             path = here / name
             info = path.lstat()

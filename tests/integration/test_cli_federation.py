@@ -261,7 +261,9 @@ def test_ctrl_c_at_a_send_gives_the_file_up(standing: Place) -> None:
     assert sending.returncode != 0
     until(lambda: not list(notes.iterdir()), 10)
     (row,) = [r for r in standing.ok("transfers", "--json", "--job", "known").json() if r["what"] == "model.bin"]
-    assert (row["state"], row["code"]) == ("failed", "TASK_ABORTED")
+    # By the signal, or by what it tore down first: the command may have got anywhere when it came.
+    assert row["state"] == "failed"
+    assert row["code"] in ("TASK_ABORTED", "ERROR", "PRODUCER_LOST")
 
 
 def test_what_the_server_is_sent_of_a_log_is_decided_from_the_shell(standing: Place) -> None:

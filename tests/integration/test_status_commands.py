@@ -111,16 +111,16 @@ def test_commands_that_wait_keep_nobody_else_waiting_and_are_not_withdrawn(tmp_p
                 headers = {**ZIP, "Prefer": "wait=3"}
                 return client.put(f"/v1/jobs/many-{number}/app", content=app, headers=headers).status_code
 
-            with ThreadPoolExecutor(60) as many:
-                answers = [many.submit(put, number) for number in range(60)]
-                until(lambda: len(up.get("/v1/jobs", limit=100)["items"]) == 60, 20)
+            with ThreadPoolExecutor(45) as many:
+                answers = [many.submit(put, number) for number in range(45)]
+                until(lambda: len(up.get("/v1/jobs", limit=100)["items"]) == 45, 20)
                 assert not any(answer.done() and answer.result() != 202 for answer in answers)
                 assert up.get("/readyz")["ready"]
             assert {answer.result() for answer in answers} == {202}
         finally:
             for pid in workers:
                 kill(pid, 18)
-        for number in range(60):
+        for number in range(45):
             in_state(up.engine.site.jobs, f"many-{number}", "deployed", seconds=60)
 
 

@@ -13,8 +13,9 @@ from engine.fold import JobState
 from engine.hints import LAST_LINES, hint
 from engine.lifecycle import BUSY, COMMANDS, LIVE, State, compiled_commands
 from engine.readmodels.room import rooms
-from engine.status import outputs, reads
+from engine.status import outputs, reads, rows
 from engine.status.desk import Desk
+from engine.status.events_list import slice_of
 from engine.status.jobs_list import JobFilter, jobs_page
 from engine.status.pages.drawing import columns, diagram, plot, plots_of, taken, time_line
 from events.envelope import iso
@@ -164,18 +165,18 @@ def _refused(job: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _events(desk: Desk, job_id: str, version: int) -> list[dict[str, Any]]:
     low = max(0, version - EVENTS_SHOWN)
-    return [event.as_dict() for event in reversed(reads.slice_of(desk, job_id, low, version))]
+    return [event.as_dict() for event in reversed(slice_of(desk, job_id, low, version))]
 
 
 def _numbers(desk: Desk, job_id: str, shown: Mapping[str, Any], then_ms: int | None) -> dict[str, Any]:
     """What the app learned, and what it used, as plots."""
     try:
-        rows = outputs.metrics(desk, job_id, 5000)["items"]
+        learned = outputs.metrics(desk, job_id, 5000)["items"]
         used = outputs.usage(desk, job_id, shown["attempt"] or 1, 5000)["items"]
     except FlightlogError:
-        rows, used = [], []
+        learned, used = [], []
     if then_ms is not None:
-        rows = [row for row in rows if _time(row) * 1000 <= then_ms]
+        learned = [row for row in learned if _time(row) * 1000 <= then_ms]
         used = [row for row in used if _time(row) * 1000 <= then_ms]
     usage = []
     for name, label, scale in (
@@ -187,7 +188,7 @@ def _numbers(desk: Desk, job_id: str, shown: Mapping[str, Any], then_ms: int | N
         drawn = plot(label, values, "time")
         if drawn is not None:
             usage.append(drawn)
-    return {"plots": plots_of(rows), "usage": usage, "rounds": rows[-1:], "row_count": len(rows)}
+    return {"plots": plots_of(learned), "usage": usage, "rounds": learned[-1:], "row_count": len(learned)}
 
 
 def _time(row: Mapping[str, Any]) -> float:
@@ -196,7 +197,7 @@ def _time(row: Mapping[str, Any]) -> float:
 
 
 def _sent(desk: Desk, job_id: str, then_ms: int | None) -> dict[str, Any]:
-    page = reads.rows_page(
+    page = rows.rows_page(
         desk,
         "egress",
         job=job_id,
@@ -204,7 +205,7 @@ def _sent(desk: Desk, job_id: str, then_ms: int | None) -> dict[str, Any]:
         limit=12,
         fits=lambda row: then_ms is None or row["ms"] <= then_ms,
     )
-    totals = reads.egress_totals(desk, job=job_id)["totals"]
+    totals = rows.egress_totals(desk, job=job_id)["totals"]
     by_target: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row in totals:
         by_target[row["target"]][0] += row["bytes"]
@@ -228,12 +229,12 @@ def _failure(desk: Desk, job_id: str, shown: Mapping[str, Any]) -> dict[str, Any
 
 def egress(desk: Desk) -> dict[str, Any]:
     """What left: by day, target and job; the largest items; which apps had the network."""
-    sums = reads.egress_totals(desk)
+    sums = rows.egress_totals(desk)
     days: dict[str, int] = defaultdict(int)
     for row in sums["totals"]:
         days[row["day"]] += row["bytes"]
-    rows = reads.rows_page(desk, "egress", job=None, after=None, limit=reads.MOST_ROWS)["items"]
-    largest = sorted((row for row in rows if row["outcome"] != "waiting"), key=lambda row: -row["size"])[:15]
+    items = rows.rows_page(desk, "egress", job=None, after=None, limit=rows.MOST_ROWS)["items"]
+    largest = sorted((row for row in items if row["outcome"] != "waiting"), key=lambda row: -row["size"])[:15]
     return {
         "totals": sums["totals"][:100],
         "total": sum(days.values()),

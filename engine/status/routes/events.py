@@ -9,9 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from engine.ids import check_job_id
+from engine.status.events_list import EventFilter, events_page
 from engine.status.params import one_of, position, span
 from engine.status.problems import Json
-from engine.status.reads import EventFilter, events_page
 from engine.status.routes.common import DEFAULT_LIMIT, JobId, Limit, desk_of, problems, strict
 from engine.status.routes.jobs import Time
 from engine.status.shapes import POSITION, EventPage

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from engine.egress import BLIND, counts
 from engine.lifecycle import WORK, State, compiled_commands, compiled_events
 from engine.messages import ENDS
-from engine.status import metrics, reads
+from engine.status import metrics, reads, rows
 from engine.status.health import readiness
 from engine.status.params import decoded, one_of
 from engine.status.problems import Json
@@ -56,7 +56,7 @@ def messages(
     """Messages that were sent, or came in, the newest first: the last 50,000 of them."""
     if state is not None:
         one_of([state], MESSAGE_STATES, "state")
-    page = reads.rows_page(
+    page = rows.rows_page(
         desk_of(request),
         "messages",
         job=job,
@@ -77,7 +77,7 @@ def transfers(
     cursor: Cursor = None,
 ) -> Response:
     """Streams and files, the newest first: how far they are, and how they ended."""
-    page = reads.rows_page(
+    page = rows.rows_page(
         desk_of(request),
         "transfers",
         job=job,
@@ -101,7 +101,7 @@ def egress(
     """What left the site through Flightlog, the newest first: the last 50,000 items. `totals` has the sums of all."""
     desk = desk_of(request)
     low = moment_ms(since, "since", desk.store.now_ms()) if since else 0
-    page = reads.rows_page(
+    page = rows.rows_page(
         desk,
         "egress",
         job=job,
@@ -122,7 +122,7 @@ def egress_totals(
     desk = desk_of(request)
     if since is not None:
         moment_ms(since, "since", 0)
-    return Json({**reads.egress_totals(desk, job=job, since=since), "as_of": desk.as_of(), "note": BLIND})
+    return Json({**rows.egress_totals(desk, job=job, since=since), "as_of": desk.as_of(), "note": BLIND})
 
 
 @router.get("/v1/workers", response_model=Workers, tags=["site"], summary="Who works")
