@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests
+# Each has a target of its own: they need a browser, or minutes.
+APART  := tests/browser tests/status tests/contract tests/compose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-contract test-compose compose-test screenshots lint docs bench lock soak clean
+.PHONY: help setup demo test test-fast test-browser test-api compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +26,7 @@ demo: $(STAMP) ## train one model on three sites of this machine, and show what 
 	$(BIN)/flightlog demo
 
 test: $(STAMP) ## the whole suite: real servers, real processes, real kills
-	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) --ignore tests/browser --ignore tests/contract --ignore tests/compose
+	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) $(APART:%=--ignore %)
 
 test-fast: $(STAMP) ## only what needs no processes
 	$(BIN)/python -P -m pytest -n 2 tests/unit
@@ -32,11 +34,8 @@ test-fast: $(STAMP) ## only what needs no processes
 test-browser: $(STAMP) ## the pages in a real Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -P -m pytest tests/browser
 
-test-contract: $(STAMP) ## the API against its own description, by Schemathesis
-	$(BIN)/python -P -m pytest tests/contract
-
-test-compose: $(STAMP) ## compose.yaml, and its services' own commands wired as it says, without Docker
-	$(BIN)/python -P -m pytest -n 2 tests/compose
+test-api: $(STAMP) ## the status API, its own description (Schemathesis), and compose.yaml wired without Docker
+	$(BIN)/python -P -m pytest -n 3 --dist loadfile tests/status tests/contract tests/compose
 
 compose-test: ## the containers for real: needs a Docker engine
 	deploy/compose-test

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.integration.status import Served, served
+from tests.status.served import Served, served
 from tests.support import kill, processes_with
 
 QUIET = (

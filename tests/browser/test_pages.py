@@ -10,7 +10,7 @@ from events.bodies.site import ServerAdopted
 from events.read import read, read_job
 from tests.browser.conftest import folder_of, sign_in
 from tests.histories import body
-from tests.integration.status import SLEEPER, Served, start_api
+from tests.status.served import SLEEPER, Served, start_api
 from tests.support import in_state, kill, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]

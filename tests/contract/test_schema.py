@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.status import Served, served
+from tests.status.served import Served, served
 from tests.support import kill, processes_with
 
 pytestmark = pytest.mark.real

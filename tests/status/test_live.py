@@ -16,7 +16,7 @@ from engine.readmodels.names import Names
 from events.bodies.site import ServerAdopted
 from events.envelope import Event
 from events.read import last_position, read
-from tests.integration.status import Served, served, start_api
+from tests.status.served import Served, served, start_api
 from tests.support import kill, processes_with, until
 
 pytestmark = pytest.mark.real

@@ -10,7 +10,7 @@ import pytest
 
 from events.envelope import Event
 from events.read import read, read_job
-from tests.integration.status import SLEEPER, Served, over_unix, problem, served
+from tests.status.served import SLEEPER, Served, over_unix, problem, served
 from tests.support import in_state, kill, processes_with, state_of, types_of, until, zip_of
 
 pytestmark = pytest.mark.real

@@ -13,7 +13,7 @@ import pytest
 
 from engine.status.params import encoded
 from events.read import read
-from tests.integration.status import Served, problem, served
+from tests.status.served import Served, problem, served
 from tests.support import in_state, kill, processes_with, zip_of
 
 pytestmark = pytest.mark.real

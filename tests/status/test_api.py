@@ -17,7 +17,7 @@ from engine.fold import JobState, apply, fact_of
 from engine.jobs import Loaded
 from events.envelope import iso
 from events.read import read, read_job
-from tests.integration.status import Served, over_unix, served
+from tests.status.served import Served, over_unix, served
 from tests.support import SITE, in_state, kill, processes_with, until, zip_of
 
 pytestmark = pytest.mark.real
