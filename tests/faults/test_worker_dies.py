@@ -154,8 +154,7 @@ def test_workers_whose_pool_was_killed_end_and_those_of_the_next_pool_remain(rig
     rig.start()
 
     def workers() -> set[int]:
-        found = processes_with("workers\0worker\0")
-        return {pid for pid in found if str(rig.root) in Path(f"/proc/{pid}/cmdline").read_text()}
+        return set(processes_with("workers\0worker\0")) & set(processes_with(str(rig.root)))
 
     until(lambda: len(workers()) == 2, 20)
     before = workers()
