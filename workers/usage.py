@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import threading
@@ -107,8 +108,14 @@ class Sampler:
             "gpu": None if gpu is None else sum(gpu.get(pid, 0) for pid in cpu),
         }
         watched.cpu, watched.last = cpu, now
-        with (watched.folder / NAME).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        # An app may have put a link there.
+        fd = os.open(
+            watched.folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            os.write(fd, json.dumps(row).encode() + b"\n")
+        finally:
+            os.close(fd)
 
     def _gpu(self) -> dict[int, int] | None:
         """Process -> bytes of GPU memory; None where there is no GPU to ask."""

@@ -39,8 +39,9 @@ def add(
     """Make a token and print it, once: only its hash is kept."""
     site = _site()
     try:
-        token = Tokens(site.workspace).add(name, role, service=service)
-        site.jobs.note(_call(), [AccessChanged(who=name, role=role)])
+        given = AccessChanged(who=name, role=role)
+        tokens = Tokens(site.workspace)
+        token = tokens.add(name, role, service=service, record=lambda: site.jobs.note(_call(), [given]))
     finally:
         site.close()
     if where().how is Format.TABLE:
@@ -67,8 +68,8 @@ def remove(name: Name) -> int:
     """Take a token back; it is refused from the next request on."""
     site = _site()
     try:
-        Tokens(site.workspace).remove(name)
-        site.jobs.note(_call(), [AccessChanged(who=name, role=None)])
+        taken = AccessChanged(who=name, role=None)
+        Tokens(site.workspace).remove(name, record=lambda: site.jobs.note(_call(), [taken]))
     finally:
         site.close()
     return 0

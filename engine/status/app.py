@@ -12,13 +12,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from engine.status.desk import Desk
-from engine.status.guard import Guard
+from engine.status.guard import SAFE, Guard
 from engine.status.pages.answers import page_or_problem
 from engine.status.pages.routes import router as pages
 from engine.status.problems import MEDIA, from_http, from_validation
@@ -100,11 +101,15 @@ def build(desk: Desk) -> Served:
 
     @app.exception_handler(FlightlogError)
     async def ours(request: Request, error: FlightlogError) -> Response:
+        if request.method not in SAFE and error.recorded is None and error.http < 500:
+            # The engine has recorded what it refused; this is what it was never asked.
+            method = f"{request.method} {getattr(request.scope.get('route'), 'path', '')}"
+            await run_in_threadpool(desk.refuse, request.scope["caller"], method, error)
         return page_or_problem(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return page_or_problem(request.scope, from_validation(error))
+        return await ours(request, from_validation(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

@@ -29,6 +29,7 @@ RING = 4096  # events
 PAGE = 500  # events that are read from the log at once, for a watcher that is behind
 ALIVE_EVERY = 15.0  # seconds; a proxy or a browser that hears nothing for long gives up
 AWAY_PAUSE = 1.0
+NOWHERE = "0-0"  # before the first look at the log
 
 Wanted = Callable[[Event], bool]
 
@@ -60,7 +61,7 @@ class Hub:
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
-        self.position = "0-0"
+        self.position = NOWHERE
         #: The record does not answer.
         self.away = False
         self.watchers = 0
@@ -141,12 +142,13 @@ class Hub:
         Where the record goes away or comes back, an event ``record`` says so.
         """
         cursor, sent, away = after, 0, False
+        lost = await asyncio.to_thread(self._is_ahead, after)
         self.watchers += 1
         try:
             yield b"retry: 1000\n\n"
-            if _seq(cursor) > _seq(self.position):
+            if lost:
                 # From before a backup was put back, or of another site: what the watcher has seen is not on this log.
-                cursor = self.position
+                cursor = await self.now()
                 yield b"event: reset\ndata: {}\n\n"
             while not self._stop.is_set():
                 changed = self._changed
@@ -172,6 +174,21 @@ class Hub:
                     return
         finally:
             self.watchers -= 1
+
+    async def now(self) -> str:
+        """Where the log is now: as last seen, or as the record says where nothing was seen yet."""
+        if self.position == NOWHERE:
+            return await asyncio.to_thread(last_position, self._site.jobs.store)
+        return self.position
+
+    def _is_ahead(self, position: str) -> bool:
+        """Whether the log has not come to a position; what others read there may be ahead of what we have seen."""
+        if _seq(position) <= _seq(self.position):
+            return False
+        try:
+            return _seq(position) > _seq(last_position(self._site.jobs.store))
+        except LogUnavailable:
+            return False  # nobody can say now; the watcher keeps its place
 
     def _read(self, after: str) -> Sequence[Live]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,8 +72,10 @@ class Tokens:
             self._known, self._stamp = (read_json(self.path) or {}), stamp
         return self._known
 
-    def add(self, name: str, role: Role, *, service: bool = False) -> str:
-        """Make a token; it is shown once and never again.
+    def add(
+        self, name: str, role: Role, *, service: bool = False, record: Callable[[], object] = lambda: None
+    ) -> str:
+        """Make a token; it is shown once and never again. ``record`` is called before it is good for anything.
 
         Raises:
             ArgumentInvalid: the name is none, or has a token already.
@@ -88,12 +91,13 @@ class Tokens:
             known = dict(self.listed())
             if name in known:
                 raise ArgumentInvalid(f"{name} has a token", f"flightlog token remove {name}, first", field="NAME")
+            record()
             known[name] = {"role": role, "kind": "service" if service else "person", "sha256": _digest(token)}
             write_json(self.path, known)
         return token
 
-    def remove(self, name: str) -> None:
-        """Take a token back; it is refused from the next request on.
+    def remove(self, name: str, *, record: Callable[[], object] = lambda: None) -> None:
+        """Take a token back; it is refused from the next request on. ``record`` is called before.
 
         Raises:
             ArgumentInvalid: there is none of that name.
@@ -102,6 +106,7 @@ class Tokens:
             known = dict(self.listed())
             if known.pop(name, None) is None:
                 raise ArgumentInvalid(f"{name!r} has no token", "flightlog token list", field="NAME")
+            record()
             write_json(self.path, known)
 
 

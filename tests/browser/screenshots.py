@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import QUIET
-from tests.support import make_app
+from tests.support import make_app, until
 
 PAGES = {
     "overview": "/",
@@ -50,7 +49,8 @@ def main(folder: Path) -> None:
         flightlog("run", str(long), "--job", "night-run", "--reason", "all of October", "--network", "none", *here)
         token = flightlog("token", "add", "mia", "--role", "operator", *here)
         url = json.loads((site / ".flightlog" / "api.json").read_text())["url"]
-        time.sleep(4)  # some samples of what the running app uses
+        samples = site / ".flightlog" / "jobs" / "night-run" / "1" / "usage.jsonl"
+        until(lambda: samples.exists() and samples.read_text().count("\n") >= 3, 30, "nothing is sampled")
         shoot(url.rstrip("/"), token, folder)
         flightlog("abort", "night-run", *here)
     finally:

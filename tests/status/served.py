@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,17 +93,20 @@ def start_api(workspace: Path, env: dict[str, str] | None = None, port: int = 0)
 
 def address(workspace: Path, api: subprocess.Popen[bytes]) -> str:
     """Where it answers."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        assert api.poll() is None, (workspace / ".flightlog" / "api.log").read_text()
+    log = workspace / ".flightlog" / "api.log"
+
+    def answers() -> str | None:
+        assert api.poll() is None, log.read_text()
         try:
             known = json.loads((workspace / ".flightlog" / "api.json").read_text())
-            if known["pid"] == api.pid:
-                httpx.get(known["url"] + "livez", timeout=5)
-                return str(known["url"]).rstrip("/")
+            if known["pid"] != api.pid:
+                return None
+            httpx.get(known["url"] + "livez", timeout=5)
         except (OSError, ValueError, httpx.HTTPError):
-            time.sleep(0.05)
-    raise AssertionError("the API does not come up: " + (workspace / ".flightlog" / "api.log").read_text())
+            return None
+        return str(known["url"]).rstrip("/")
+
+    return until(answers, 30, f"the API does not come up: {log}") or ""
 
 
 @contextmanager

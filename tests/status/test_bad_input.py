@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from engine.status.params import encoded
+from engine.status.tokens import Tokens
 from events.read import read
 from tests.status.served import Served, problem, served
 from tests.support import in_state, kill, processes_with, zip_of
@@ -165,6 +166,22 @@ def test_bodies_that_are_too_large_of_a_wrong_type_or_no_json_are_refused(site: 
         problem(client.delete("/v1/jobs/job"), 405, "METHOD_NOT_ALLOWED")
     assert not site.engine.site.jobs.load("big").known
     assert in_state(site.engine.site.jobs, "job", "failed").attempt == 1
+
+
+def test_L9_a_command_that_no_engine_was_asked_for_is_on_the_record_with_who_sent_it(site: Served) -> None:
+    # Somebody of their own: what one caller is refused more often than ten times a second is folded.
+    token = Tokens(site.engine.site.workspace).add("oscar", "operator")
+    with site.client(token) as client:
+        told = [
+            problem(client.post("/v1/jobs/job/start", json={"resons": "a slip"}), 422, "ARGUMENT_INVALID", "resons"),
+            problem(client.post("/v1/jobs/job/start", headers={"If-Match": "a"}), 422, "ARGUMENT_INVALID"),
+            problem(client.post("/v1/jobs/nobody/abort-task"), 404, "JOB_UNKNOWN"),
+        ]
+    events = {event.position: event for event in read(site.engine.site.jobs.store)}
+    for found in told:
+        event = events[found["recorded"]]
+        assert (event.type, event.body["code"]) == ("CallRefused", found["code"])
+        assert event.as_dict()["actor"]["id"] == "oscar"
 
 
 def test_ranges_that_are_none_or_beyond_the_end_are_refused(site: Served) -> None:

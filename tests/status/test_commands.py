@@ -133,6 +133,9 @@ def test_a_start_that_fails_answers_with_its_error(site: Served, tmp_path: Path)
     assert answer.headers["content-type"] == "application/problem+json"
     shown = site.get("/v1/jobs/gone")
     assert (shown["state"], shown["error"].partition(":")[0]) == ("launch_failed", answer.json()["code"])
+    failed = next(e for e in read_job(site.engine.site.jobs.store, "gone") if e.type == "LaunchFailed")
+    assert answer.json()["recorded"] == failed.position
+    assert "CallRefused" not in types_of(site.engine.site.jobs.store, "gone")  # it was not refused: it failed
 
 
 def test_a_revision_that_is_not_the_jobs_any_more_is_refused_and_recorded(site: Served, tmp_path: Path) -> None:

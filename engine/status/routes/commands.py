@@ -126,6 +126,7 @@ async def _carry_out(request: Request, job: str, reason: str | None, headers: He
     await run_in_threadpool(record)
     state = await _outcome(desk, job, command.over, wait) if wait else None
     if state is not None and (error := command.failure(job, state)) is not None:
+        error.recorded = state.get("position")
         raise error
     shown = await run_in_threadpool(reads.job_now, desk, job)
     answer = {"Location": f"/v1/jobs/{job}", "ETag": f'"{shown["revision"]}"'}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from engine.ids import check_job_id
@@ -17,8 +16,6 @@ from engine.status.routes.jobs import Time
 from engine.status.shapes import POSITION, EventPage
 from engine.times import moment_ms
 from events.bodies import BODIES
-from events.envelope import Event
-from events.read import last_position
 
 router = APIRouter(dependencies=[Depends(strict)], responses=problems(404))
 
@@ -152,13 +149,9 @@ async def stream(
     )
     start = position(last_event_id, "Last-Event-ID") or position(after, "after")
     if start is None:
-        start = desk.hub.position if not desk.hub.away else await run_in_threadpool(last_position, desk.store)
-
-    def wanted(event: Event) -> bool:
-        return asked.wanted(event)
-
+        start = await desk.hub.now()
     return StreamingResponse(
-        desk.hub.watch(start, wanted, limit),
+        desk.hub.watch(start, asked.wanted, limit),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
