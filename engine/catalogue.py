@@ -40,7 +40,7 @@ from engine.lifecycle import (
 from engine.machine import diagram
 from engine.settings import Settings
 from events.bodies import BODIES
-from events.bodies.base import Body, PersonalMark
+from events.bodies.base import Body, personal
 from events.errors import FlightlogError
 
 MADE_BY = (
@@ -235,7 +235,7 @@ def _event(name: str, body: type[Body]) -> Iterator[str]:
         yield from _table(
             ["field", "type", "personal", "what it is"],
             (
-                [_code(key), _code(_type(info)), "yes" if _personal(info) else "", info.description or ""]
+                [_code(key), _code(_type(info)), "yes" if key in personal(body) else "", info.description or ""]
                 for key, info in fields.items()
             ),
         )
@@ -265,14 +265,6 @@ def _name(annotation: Any) -> str:
         return "null"
     name = getattr(annotation, "__name__", str(annotation))
     return {"JsonValue": "JSON"}.get(name, str(name))
-
-
-def _personal(info: FieldInfo) -> bool:
-    return any(isinstance(mark, PersonalMark) for mark in info.metadata) or _marked(info.annotation)
-
-
-def _marked(annotation: Any) -> bool:
-    return isinstance(annotation, PersonalMark) or any(map(_marked, get_args(annotation)))
 
 
 # -- errors ------------------------------------------------------------------------------------

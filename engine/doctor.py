@@ -28,6 +28,7 @@ from engine.settings import settings
 from engine.workspace import Workspace, known_site
 from events.errors import FlightlogError
 from events.safety import check_server
+from events.segments import Archive
 from events.store import Store, connect
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -220,7 +221,7 @@ def _replay(workspace: Workspace, url: str) -> Iterator[Finding]:
     """Whether every job is where a replay of the log says it is."""
     client = connect(url, attempts=0)
     try:
-        found = differing(Jobs(Store(client, workspace.site)))
+        found = differing(Jobs(Store(client, workspace.site, archive=Archive(workspace.segments))))
     except (FlightlogError, redis.RedisError) as error:
         yield Finding("status is the replay's", "fail", str(error), "flightlog events --json shows the log")
         return

@@ -22,6 +22,7 @@ from events.envelope import Event
 from events.errors import FlightlogError
 from events.standin import StandIn
 from events.subjects import job_of
+from events.vault import Vault
 
 #: event -> source -> destination
 TABLE = compiled_events()
@@ -44,7 +45,7 @@ class Fact(NamedTuple):
 
 def fact_of(event: Event) -> Fact:
     """The fact of a stored event."""
-    rest = event.rest()
+    rest = event.stored()
     return Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
 
 
@@ -59,7 +60,17 @@ class Illegal(FlightlogError):
 
 
 class JobState(dict[str, str]):
-    """A job's state: the fields of its projection, with names for those that code asks for."""
+    """A job's state: the fields of its projection, with names for those that code asks for.
+
+    Personal fields are tokens in it (``events.vault``); ``told`` makes them readable.
+    """
+
+    vault: Vault | None = None
+
+    def seen_with(self, vault: Vault | None) -> JobState:
+        """This state, to be told with the keys of a vault."""
+        self.vault = vault
+        return self
 
     @property
     def state(self) -> State:
@@ -85,6 +96,11 @@ class JobState(dict[str, str]):
     def at_rest(self) -> bool:
         """Nothing will happen by itself."""
         return self.get("state", "new") in _AT_REST
+
+    def told(self, name: str) -> str:
+        """A field to be read by people: personal parts of it are made readable, as far as their key is there."""
+        value = self.get(name, "")
+        return self.vault.reveal(value) if self.vault is not None else value
 
     @property
     def client_status(self) -> str:
@@ -397,7 +413,7 @@ def changes(state: JobState, fact: Fact) -> dict[str, str]:
 
 def apply(state: JobState, fact: Fact) -> JobState:
     """The state after an event; raises ``Illegal``."""
-    after = JobState(state)
+    after = JobState(state).seen_with(state.vault)
     after.update(changes(state, fact))
     return after
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from engine.fold import Illegal, JobState
@@ -13,6 +13,7 @@ from events.append import Appended, Log, NewEvent, Ops, Request
 from events.bodies.base import Body
 from events.envelope import Actor, Call
 from events.errors import RevisionConflict
+from events.heads import parse
 from events.standin import StandIn
 from events.store import Store, translated
 from events.subjects import SITE, job_subject
@@ -109,6 +110,7 @@ class Jobs:
                 head, fields, indexed, any_heads = pipe.execute()
             loaded = settled(head, fields, indexed)
             if loaded is not None:
+                loaded.state.seen_with(self.store.vault)
                 return loaded
             if not head and not fields and (any_heads or not self._has_log()):
                 return Loaded(JobState(), 0, 0, "")
@@ -145,6 +147,7 @@ class Jobs:
             engine.fold.Illegal: an event cannot come in this state.
         """
         subject = job_subject(job_id)
+        shown = self._hidden_call(call, job_id)
         for left in range(REDECIDE, 0, -1):
             loaded = self.load(job_id)
             if revision is not None and loaded.revision != revision:
@@ -159,7 +162,8 @@ class Jobs:
             if not bodies:
                 return None
             try:
-                after, ops = project(job_id, loaded.state, facts_to_be(call, bodies), conditions)
+                hidden = self._hidden(job_id, bodies)
+                after, ops = project(job_id, loaded.state, facts_to_be(shown, hidden), conditions)
             except Illegal:
                 known = self.log.known(call)
                 if known is None:
@@ -167,8 +171,8 @@ class Jobs:
                 return Recorded(known, bodies, loaded.state, loaded.state, loaded.revision)
             try:
                 appended = self.log.append(
-                    call,
-                    [NewEvent(subject, body) for body in bodies],
+                    shown,
+                    [NewEvent(subject, body) for body in hidden],
                     ops,
                     expected=(subject, loaded.revision),
                 )
@@ -190,7 +194,8 @@ class Jobs:
         """What ``note`` appends, for whoever appends several at once."""
         subject = job_subject(job_id) if job_id else SITE
         ops = note_ops(call, job_id, bodies, ops)
-        return call, [NewEvent(subject, body) for body in bodies], ops
+        hidden = self._hidden(job_id, bodies)
+        return self._hidden_call(call, job_id), [NewEvent(subject, body) for body in hidden], ops
 
     def note_all(self, call: Call, notes: Sequence[Note]) -> Appended:
         """Record notes about several jobs, or the site, in one append: all of them, or none."""
@@ -198,10 +203,29 @@ class Jobs:
         for index, note in enumerate(notes):
             note_ops(call, note.job, [note.body], ops, index)
         events = [
-            NewEvent(job_subject(n.job) if n.job else SITE, n.body, n.cause or None, n.correlation or None)
+            NewEvent(
+                job_subject(n.job) if n.job else SITE,
+                self._hidden(n.job, [n.body])[0],
+                n.cause or None,
+                n.correlation or None,
+                self._hidden_call(call, n.job).actor,
+            )
             for n in notes
         ]
         return self.log.append(call, events, ops)
+
+    def _hidden(self, job_id: str | None, bodies: Sequence[Body]) -> Sequence[Body]:
+        """A job's bodies as they are recorded: personal fields as tokens."""
+        vault = self.store.vault
+        return bodies if vault is None or not job_id else [vault.hide_body(job_id, body) for body in bodies]
+
+    def _hidden_call(self, call: Call, job_id: str | None) -> Call:
+        """A call about a job as it is recorded."""
+        vault = self.store.vault
+        if vault is None or not job_id:
+            return call
+        changes = vault.hide_actor(job_id, call.actor.model_dump())
+        return replace(call, actor=call.actor.model_copy(update=changes)) if changes else call
 
     # -- queries ---------------------------------------------------------------------------
 
@@ -225,6 +249,7 @@ class Jobs:
             if loaded is None and (head or fields):
                 loaded = self.load(job_id)  # it mends what is missing
             if loaded is not None:
+                loaded.state.seen_with(self.store.vault)
                 found.append((job_id, loaded))
         return found
 
@@ -289,24 +314,23 @@ class Jobs:
 
 def settled(head: Any, fields: dict[str, str], indexed: int) -> Loaded | None:
     """A job from its head, its projection and the length of its index; None where they do not agree."""
-    loaded = _loaded(head, fields)
-    return loaded if loaded is not None and loaded.version <= indexed else None
+    known = parse(head)
+    return _loaded(head, fields) if known is not None and known.version - known.base <= indexed else None
 
 
 def _loaded(head: Any, fields: dict[str, str]) -> Loaded | None:
     """A job from its head and projection; None where one of them is missing or cannot be read."""
-    parts = str(head or "").split(" ")
-    if not fields or len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
-        return None
-    return Loaded(JobState(fields), int(parts[0]), int(parts[1]), parts[2])
+    known = parse(head)
+    return Loaded(JobState(fields), known.version, known.revision, known.last) if fields and known else None
 
 
 def _filled(state: JobState, appended: Appended) -> JobState:
     """A state with the time and positions that the script gave to its events."""
     ms, _, seq = appended.positions[0].partition("-")
-    return JobState(
-        {name: value.filled(ms, int(seq)) if isinstance(value, StandIn) else value for name, value in state.items()}
-    )
+    filled = {
+        name: value.filled(ms, int(seq)) if isinstance(value, StandIn) else value for name, value in state.items()
+    }
+    return JobState(filled).seen_with(state.vault)
 
 
 def _states() -> list[Any]:

@@ -20,7 +20,7 @@ from engine.site import Site
 from engine.workspace import Workspace
 from events.envelope import iso
 from events.errors import LogUnavailable
-from events.read import last_position
+from events.read import count, last_position
 from events.store import translated
 
 CARETAKER_LATE = 30.0  # seconds
@@ -37,7 +37,7 @@ def overview(site: Site) -> dict[str, Any]:
         "open_work": open_work(jobs, now),
         "messages": messages(site, now),
         "resources": resources(jobs),
-        "events": jobs.store.command("XLEN", jobs.store.keys.log),
+        "events": count(jobs.store),
         "last_position": last_position(jobs.store),
     }
 

@@ -61,7 +61,7 @@ def project(
     """
     ops = ops or Ops()
     before = state.get("state", "new")
-    after = JobState(state)
+    after = JobState(state).seen_with(state.vault)
     changed: dict[str, str] = {}
     for fact in facts:
         change = changes(after, fact)

@@ -103,7 +103,7 @@ class JobProjector:
         job = job_of(event.subject)
         if not recent and kind not in (_WORKS if job is None else _MATTERS):
             return
-        rest = event.rest()
+        rest = event.stored()
         remembered = recent or kind in _OPENS
         name = f"call:{rest['call']}:{rest['step']}" if remembered else ""
         fact = Fact(kind, ms, event.position, rest["actor"], rest["correlation"], rest["body"])

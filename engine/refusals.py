@@ -62,8 +62,8 @@ def standing(state: JobState) -> str:
     text = f"is {state.state.value}"
     if state.get("since"):
         text += f" since {clock(state['since'])}"
-    if state.get("asked_by"):
-        text += f" (asked by {state['asked_by']})"
+    if asked_by := state.told("asked_by"):
+        text += f" (asked by {asked_by})"
     return text
 
 

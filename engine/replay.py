@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from engine.fold import TABLE
 from engine.jobs import Jobs
 from engine.lifecycle import State
 from events.errors import RecordDamaged
-from events.store import Store, translated
+from events.read import read
+from events.store import Store
 from events.subjects import job_of
 
 PAGE = 2000
@@ -21,30 +20,26 @@ def statuses(store: Store) -> dict[str, str]:
         RecordDamaged: an event cannot come in the state that its job was in.
     """
     states: dict[str, str] = {}
-    cursor, seq = "0-0", 0
-    while True:
-        with translated():
-            page = cast("list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", count=PAGE))
-        for position, (_, kind, _, subject, *_rest) in page:
-            seq += 1
-            if not position.endswith(f"-{seq}"):
-                raise RecordDamaged(
-                    f"the log has a gap or a double before {position}: {seq} was to come",
-                    "restore it from a backup; two servers may have written to the same files",
-                )
-            row = TABLE.get(kind)
-            if row is None:
-                continue
-            there = row.get(states.get(subject, "new"))
-            if there is None:
-                raise RecordDamaged(
-                    f"event {position}: {kind} cannot come in state {states.get(subject, 'new')} of {subject}",
-                    "somebody wrote to the log; restore it from a backup",
-                )
-            states[subject] = there
-        if len(page) < PAGE:
-            return {job: state for subject, state in states.items() if (job := job_of(subject)) is not None}
-        cursor = page[-1][0]
+    seq = 0
+    for event in read(store, page=PAGE):
+        seq += 1
+        if event.seq != seq:
+            raise RecordDamaged(
+                f"the log has a gap or a double before {event.position}: {seq} was to come",
+                "restore it from a backup; two servers may have written to the same files",
+            )
+        row = TABLE.get(event.type)
+        if row is None:
+            continue
+        there = row.get(states.get(event.subject, "new"))
+        if there is None:
+            raise RecordDamaged(
+                f"event {event.position}: {event.type} cannot come in state "
+                f"{states.get(event.subject, 'new')} of {event.subject}",
+                "somebody wrote to the log; restore it from a backup",
+            )
+        states[event.subject] = there
+    return {job: state for subject, state in states.items() if (job := job_of(subject)) is not None}
 
 
 def differing(jobs: Jobs) -> list[str]:

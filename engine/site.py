@@ -17,8 +17,10 @@ from engine.server import Servers
 from engine.settings import Settings, settings
 from engine.workspace import Workspace, host_name
 from events.envelope import Call
+from events.segments import Archive
 from events.spool import Spool
 from events.store import Store, connect
+from events.vault import Vault
 
 
 @dataclass(kw_only=True)
@@ -63,7 +65,10 @@ class Site:
         servers = Servers(workspace, record_url, fabric_url, chosen.durability)
         if join:
             servers.join()
-        store = Store(connect(servers.record_url), workspace.site)
+        vault = Vault(workspace.keys)
+        store = Store(
+            connect(servers.record_url), workspace.site, vault=vault, archive=Archive(workspace.segments, vault)
+        )
         return cls(
             settings=chosen,
             workspace=workspace,
@@ -78,7 +83,8 @@ class Site:
 
     def follower_store(self) -> Store:
         """A store with a connection of its own for blocking reads."""
-        return Store(connect(self.servers.record_url, blocking=True), self.name)
+        store, client = self.jobs.store, connect(self.servers.record_url, blocking=True)
+        return Store(client, self.name, vault=store.vault, archive=Archive(self.workspace.segments, store.vault))
 
     def system_call(
         self,

@@ -187,7 +187,7 @@ class View:
                 log.warning("event %s cannot come in state %s", event.position, known[0].state)
                 return
         elif event.version == 1:
-            state, version = apply(JobState(), fact_of(event)), 1
+            state, version = apply(JobState().seen_with(event.vault), fact_of(event)), 1
         else:
             loaded = self._jobs.load(job)
             state, version = loaded.state, loaded.version

@@ -8,6 +8,8 @@ The layout is the reference's (3.3), and ``.flightlog/`` of ours
     <workspace>/<job>/                     run folder: app_<site>/ meta.json fl_app.txt log.txt
     <workspace>/.flightlog/site.json       the site's name, and a random id
         jobs/<job>/lock  abort  <attempt>/{spec,identity,exit}.json lock log.txt keeper.log
+        keys/                              a key per job, for its personal fields (events.vault)
+        seal/                              key, checkpoint, tree/ and segments/ of the log (workers.sealer)
         blobs/ staging/ trash/ spool/ record/ fabric/
 """
 
@@ -36,6 +38,9 @@ class Workspace:
         self.trash = self.flight / "trash"
         self.spool = self.flight / "spool"
         self.jobs = self.flight / "jobs"
+        self.keys = self.flight / "keys"
+        self.seal = self.flight / "seal"
+        self.segments = self.seal / "segments"
 
     @classmethod
     def prepare(cls, root: Path | str, site: str = "") -> Workspace:

@@ -85,16 +85,16 @@ for i = 1, n do
     local s = {version = 0, revision = 0, positions = {}}
     local head = call('HGET', heads, name)
     if head then
-      local v, r = string.match(head, '^(%d+) (%d+) %d+%-%d+$')
+      local v, r, base = string.match(head, '^(%d+) (%d+) %d+%-%d+ ?(%d*)$')
       if not v then return {'REBUILD', 'head of ' .. name .. ' unreadable'} end
-      s.version, s.revision = tonumber(v), tonumber(r)
+      s.version, s.revision, s.base = tonumber(v), tonumber(r), base ~= '' and base or nil
     end
     local id = string.match(name, '^job/(.+)$')
     if id then
       s.index = prefix .. 'idx:' .. id
       local length = look('LLEN', s.index)
       if length == nil then return {'DAMAGED', s.index} end
-      if length ~= s.version then return {'REBUILD', 'index of ' .. name .. ' differs'} end
+      if length ~= s.version - tonumber(s.base or '0') then return {'REBUILD', 'index of ' .. name .. ' differs'} end
       local projection = prefix .. 'job:' .. id
       local fields = look('HLEN', projection)
       if fields == nil then return {'DAMAGED', projection} end
@@ -210,7 +210,7 @@ local head_fields = {'@seq', number(seq), '@ms', number(ms)}
 for _, name in ipairs(order) do
   local s = subjects[name]
   head_fields[#head_fields + 1] = name
-  head_fields[#head_fields + 1] = number(s.version) .. ' ' .. number(s.revision) .. ' ' .. s.last
+  head_fields[#head_fields + 1] = number(s.version) .. ' ' .. number(s.revision) .. ' ' .. s.last .. (s.base and ' ' .. s.base or '')
   for from = 1, s.index and #s.positions or 0, 1000 do
     call('RPUSH', s.index, unpack(s.positions, from, math.min(from + 999, #s.positions)))
   end

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from events.bodies.base import Body
-from events.envelope import Call, encode
+from events.envelope import Actor, Call, encode
 from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RevisionConflict
 from events.standin import escaped
 from events.store import Store, translated
@@ -84,12 +84,13 @@ class Ops:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """A body and what it is about; cause and correlation where they are not the call's."""
+    """A body and what it is about; cause, correlation and actor where they are not the call's."""
 
     subject: str
     body: Body
     cause: str | None = None
     correlation: str | None = None
+    actor: Actor | None = None
 
 
 class WorkRefused(Fenced):
@@ -270,7 +271,14 @@ class Log:
                 body.name(),
                 event.subject,
                 1 if body.lifecycle else 0,
-                encode(call, actor, body, store.epoch, event.cause, event.correlation),
+                encode(
+                    call,
+                    event.actor.model_dump_json(exclude_none=True) if event.actor else actor,
+                    body,
+                    store.epoch,
+                    event.cause,
+                    event.correlation,
+                ),
             ]
         if ops is not None:
             args += ops.args

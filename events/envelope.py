@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json, to_json
@@ -20,6 +20,9 @@ from pydantic_core import from_json, to_json
 from events.bodies import parse_body
 from events.bodies.base import Body, Personal
 from events.errors import RecordDamaged
+
+if TYPE_CHECKING:
+    from events.vault import Vault
 
 
 class Actor(BaseModel):
@@ -85,7 +88,7 @@ class Event:
     """One recorded event.
 
     ``position`` is ``<ms>-<seq>``: milliseconds by the record's clock, and the site's gapless
-    sequence. ``body`` holds the facts as stored; ``typed()`` gives them as their class.
+    sequence. ``body`` holds the facts; ``typed()`` gives them as their class.
     """
 
     position: str
@@ -93,6 +96,7 @@ class Event:
     subject: str
     version: int
     raw: str = field(repr=False)
+    vault: Vault | None = field(default=None, repr=False, compare=False)
 
     @property
     def ms(self) -> str:
@@ -105,13 +109,24 @@ class Event:
         return int(self.position.partition("-")[2])
 
     def rest(self) -> dict[str, Any]:
-        """Everything in ``d``: epoch, schema, actor, call, step, arguments, cause, correlation, body."""
+        """Everything in ``d``: epoch, schema, actor, call, step, arguments, cause, correlation, body.
+
+        Personal fields are readable, as far as the vault that the event came with has their keys.
+        """
+        value = self.stored()
+        if self.vault is not None and "~e1." in self.raw:
+            value["actor"] = self.vault.reveal_json(value["actor"])
+            value["body"] = self.vault.reveal_json(value["body"])
+        return value
+
+    def stored(self) -> dict[str, Any]:
+        """``rest`` as it stands in the log: personal fields are tokens. Folds go by this."""
         value: dict[str, Any] = from_json(self.raw)
         return value
 
     @property
     def body(self) -> dict[str, Any]:
-        """The facts, as stored."""
+        """The facts, to be read."""
         facts: dict[str, Any] = self.rest()["body"]
         return facts
 
@@ -140,7 +155,7 @@ class Event:
         }
 
 
-def from_entry(position: str, fields: Sequence[str]) -> Event:
+def from_entry(position: str, fields: Sequence[str], vault: Vault | None = None) -> Event:
     """An event from a stream entry as the server sends it: name, value, name, value, ...
 
     Raises:
@@ -149,7 +164,7 @@ def from_entry(position: str, fields: Sequence[str]) -> Event:
     try:
         t, kind, s, subject, v, version, d, rest = fields
         if (t, s, v, d) == ("t", "s", "v", "d"):
-            return Event(position, kind, subject, int(version), rest)
+            return Event(position, kind, subject, int(version), rest, vault)
     except ValueError:
         pass  # told below, for every shape that is not ours
     raise RecordDamaged(

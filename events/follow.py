@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 from events.envelope import Event, from_entry
 from events.errors import LogUnavailable
+from events.read import read
+from events.segments import order
 from events.store import Store, translated
 
 #: A follower looks up from its blocking read this often, to see whether it is to stop.
@@ -48,6 +51,16 @@ def follow(
             yield []
             continue
         entries = answer[0][1] if answer else []
+        if entries and store.archive is not None and _skipped(cursor, entries[0][0]):
+            # A follower that is far behind, and history that has gone to disk meanwhile.
+            missed = list(islice(read(store, after=cursor), page))
+            cursor = missed[-1].position
+            yield missed
+            continue
         if entries:
             cursor = entries[-1][0]
-        yield [from_entry(position, fields) for position, fields in entries]
+        yield [from_entry(position, fields, store.vault) for position, fields in entries]
+
+
+def _skipped(cursor: str, first: str) -> bool:
+    return order(first)[1] > order(cursor)[1] + 1

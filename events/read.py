@@ -1,4 +1,8 @@
-"""Reading the log: by site or by job, from a position, forward and backward, in pages."""
+"""Reading the log: by site or by job, from a position, forward and backward, in pages.
+
+What has been trimmed from Redis is read from segments on disk, where the store has an archive; nobody who
+reads sees the seam.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from events.envelope import Event, from_entry
+from events.heads import Head, parse
+from events.segments import Archive, Order, order
 from events.store import Store, translated
 from events.subjects import job_subject
 
@@ -16,13 +22,29 @@ def read(store: Store, *, after: str = "0-0", upto: str = "+", page: int = PAGE)
     """The site's events after a position, oldest first, fetched page by page."""
     cursor = after
     while True:
+        if store.archive is not None:
+            for event in store.archive.read(cursor, upto):
+                yield event
+                cursor = event.position
         with translated():
             entries = cast("list[Any]", store.client.xrange(store.keys.log, min=f"({cursor}", max=upto, count=page))
+        if store.archive is not None and _moved(store.archive, cursor, entries, upto):
+            continue
         for position, fields in entries:
-            yield from_entry(position, fields)
+            yield from_entry(position, fields, store.vault)
         if len(entries) < page:
             return
         cursor = entries[-1][0]
+
+
+def _moved(archive: Archive, cursor: str, entries: list[Any], upto: str) -> bool:
+    """Whether what comes next has gone to disk since the archive was read."""
+    first = archive.next_after(cursor)
+    if first is None:
+        return False
+    if entries:
+        return first < order(entries[0][0])[1]
+    return upto == "+" or order(upto) >= order(archive.last_position)
 
 
 def read_back(store: Store, *, before: str = "+", page: int = PAGE) -> Iterator[Event]:
@@ -33,34 +55,78 @@ def read_back(store: Store, *, before: str = "+", page: int = PAGE) -> Iterator[
         with translated():
             entries = cast("list[Any]", store.client.xrevrange(store.keys.log, max=top, min="-", count=page))
         for position, fields in entries:
-            yield from_entry(position, fields)
+            yield from_entry(position, fields, store.vault)
+            cursor = position
         if len(entries) < page:
-            return
-        cursor = entries[-1][0]
+            break
+    if store.archive is not None:
+        yield from store.archive.read_back(cursor)
 
 
 def read_job(
     store: Store, job_id: str, *, after: int = 0, page: int = PAGE, backward: bool = False
 ) -> Iterator[Event]:
     """A job's events after a version (or, backward, all from the newest), through its index."""
-    key = store.keys.index(job_id)
-    with translated():
-        pipe = store.client.pipeline(transaction=False)
-        pipe.hget(store.keys.heads, job_subject(job_id))
-        pipe.llen(key)
-        head, end = pipe.execute()
-    if str(head or end).partition(" ")[0] != str(end):
-        yield from _without_index(store, job_id, after, backward)
+    head, length = _head(store, job_id)
+    if head is None or head.version - head.base != length:
+        if head is not None or length:
+            yield from _without_index(store, job_id, after, backward)
         return
-    low = after
+    low, end = after, head.version
     while low < end:
-        # By absolute index: the list only grows, so pages neither overlap nor leave a gap.
-        first, last = (max(low, end - page), end - 1) if backward else (low, min(low + page, end) - 1)
-        with translated():
-            positions = cast("list[str]", store.client.lrange(key, first, last))
-        found = at(store, positions)
+        # By version: a job's history only grows, so pages neither overlap nor leave a gap.
+        first, last = (max(low, end - page), end) if backward else (low, min(low + page, end))
+        found = job_slice(store, job_id, first, last)
         yield from (reversed(found) if backward else found)
-        low, end = (low, first) if backward else (last + 1, end)
+        low, end = (low, first) if backward else (last, end)
+
+
+def job_slice(store: Store, job_id: str, low: int, high: int) -> list[Event]:
+    """A job's events by version, from the one after ``low`` to ``high``; what is not there is left out."""
+    key = store.keys.index(job_id)
+    for _ in range(3):
+        head, _ = _head(store, job_id)
+        base = head.base if head else 0
+        found: list[Event] = []
+        if low < base and store.archive is not None:
+            found += store.archive.subject(job_subject(job_id), low, min(high, base))
+        if high > base:
+            with translated():
+                pipe = store.client.pipeline()
+                pipe.hget(store.keys.heads, job_subject(job_id))
+                pipe.lrange(key, max(low, base) - base, high - base - 1)
+                now, positions = pipe.execute()
+            if head is not None and getattr(parse(now), "base", None) != base:
+                continue  # a part went to disk at this moment
+            found += at(store, positions)
+        return found
+    return list(_without_index(store, job_id, low, backward=False))[: high - low]
+
+
+def version_at(store: Store, job_id: str, at_or_before: Order) -> int:
+    """A job's last version at or before a place in the log; 0: it was not there yet."""
+    head, length = _head(store, job_id)
+    base = head.base if head else 0
+    key = store.keys.index(job_id)
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) // 2
+        if order(str(store.command("LINDEX", key, middle) or "+")) <= at_or_before:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0 and base and store.archive is not None:
+        return store.archive.version_at(job_subject(job_id), at_or_before)
+    return base + low
+
+
+def _head(store: Store, job_id: str) -> tuple[Head | None, int]:
+    with translated():
+        pipe = store.client.pipeline(transaction=True)
+        pipe.hget(store.keys.heads, job_subject(job_id))
+        pipe.llen(store.keys.index(job_id))
+        head, length = pipe.execute()
+    return parse(head), int(length)
 
 
 def _without_index(store: Store, job_id: str, after: int, backward: bool) -> Iterator[Event]:
@@ -79,7 +145,14 @@ def at(store: Store, positions: list[str]) -> list[Event]:
         for position in positions:
             pipe.xrange(store.keys.log, min=position, max=position)
         answers = pipe.execute()
-    return [from_entry(entry[0][0], entry[0][1]) for entry in answers if entry]
+    found = []
+    for position, entry in zip(positions, answers, strict=True):
+        event = from_entry(entry[0][0], entry[0][1], store.vault) if entry else None
+        if event is None and store.archive is not None:
+            event = store.archive.at(position)
+        if event is not None:
+            found.append(event)
+    return found
 
 
 def last_position(store: Store) -> str:
@@ -89,7 +162,13 @@ def last_position(store: Store) -> str:
     return str(entries[0][0]) if entries else "0-0"
 
 
-def count(store: Store) -> int:
-    """How many events the log holds in Redis."""
+def first_event(store: Store) -> Event | None:
+    """The first event that is still in Redis; None where there is none."""
     with translated():
-        return store.client.xlen(store.keys.log)
+        entries = cast("list[Any]", store.client.xrange(store.keys.log, count=1))
+    return from_entry(entries[0][0], entries[0][1], store.vault) if entries else None
+
+
+def count(store: Store) -> int:
+    """How many events the site has on its record, in Redis and on disk."""
+    return order(last_position(store))[1]

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from events.bodies import BODIES
 from events.envelope import Event
 from events.errors import LogUnavailable
-from events.read import read
+from events.read import first_event, read
+from events.segments import order
 from events.store import Store, translated
 from events.subjects import job_of
 
@@ -83,6 +84,8 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
         for pattern in DERIVED:
             for name in list(client.scan_iter(match=_literal(keys.prefix) + pattern, count=1000)):
                 client.delete(name)
+    begins = order(first.position)[1] if (first := first_event(store)) is not None else 1
+    bases: dict[str, int] = {}  # per subject, versions that are on disk only
     heads: dict[str, list[Any]] = {}
     indexes: dict[str, list[str]] = {}
     total, ring = 0, 0
@@ -95,7 +98,9 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
         if event.type in LIFECYCLE:
             head[1] += 1
         job = job_of(event.subject)
-        if job is not None:
+        if event.seq < begins:
+            bases[event.subject] = event.version
+        elif job is not None:
             indexes.setdefault(job, []).append(event.position)
         projector.apply(event)
         ring += 1
@@ -115,7 +120,10 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
         pipe.execute()
         if last is not None:
             ms, _, seq = last.position.partition("-")
-            fields = {name: f"{v} {r} {position}" for name, (v, r, position) in heads.items()}
+            fields = {
+                name: f"{v} {r} {position}" + (f" {bases[name]}" if name in bases else "")
+                for name, (v, r, position) in heads.items()
+            }
             fields |= {
                 "@seq": seq,
                 "@ms": ms,

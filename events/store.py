@@ -14,6 +14,8 @@ from redis.retry import Retry
 
 from events.errors import LogUnavailable, RecordDamaged, RecordFull
 from events.safety import check_server
+from events.segments import Archive
+from events.vault import Vault
 
 #: Blocking reads end by themselves after this many milliseconds; below every socket timeout.
 BLOCK_MS = 4000
@@ -110,11 +112,23 @@ class Store:
         client: an open connection with text replies.
         site: the site's name, already checked.
         check: looks at the server once and refuses an unsafe one (L1 needs a log that stays).
+        vault: keys of personal fields; without one they are written as they are, and not made readable.
+        archive: history on disk; without one the log is what is in Redis.
     """
 
-    def __init__(self, client: redis.Redis, site: str, *, check: SafetyCheck = check_server) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        site: str,
+        *,
+        check: SafetyCheck = check_server,
+        vault: Vault | None = None,
+        archive: Archive | None = None,
+    ) -> None:
         self.client = client
         self.site = site
+        self.vault = vault
+        self.archive = archive
         self.keys = Keys(site)
         for command in ("XRANGE", "XREVRANGE", "XREAD"):
             # As the server sends them: redis-py's own parsing is a third of a replay.

@@ -89,7 +89,7 @@ def failure(job_id: str, state: JobState) -> FlightlogError | None:
     """The error of a deploy that is over; None where it went well."""
     if not state.get("error"):
         return None
-    code, _, text = state["error"].partition(": ")
+    code, _, text = state.told("error").partition(": ")
     return from_code(code if code in CATALOGUE else "DEPLOY_FAILED", text or code, f"flightlog why {job_id}")
 
 

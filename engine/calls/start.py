@@ -125,7 +125,7 @@ def failure(job_id: str, state: JobState) -> FlightlogError | None:
     if state.spawned or state.live:
         return None
     fix, attempt = f"flightlog why {job_id}", state.attempt
-    code, _, text = state.get("error", "").partition(": ")
+    code, _, text = state.told("error").partition(": ")
     if code in CATALOGUE:
         return from_code(code, text, fix, attempt=attempt)
     return LaunchFailedError(f"{job_id} was not launched: {state.get('error')}", fix, attempt=attempt)

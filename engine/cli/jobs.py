@@ -147,11 +147,10 @@ def _failure(workspace: Workspace, job_id: str, attempt: int, state: JobState, c
         err.print("[bold]Its last lines:[/]")
         for line in tail:
             err.print("  " + text(line))
-    if state.get("error"):
-        err.print(f"[bold]Why:[/] {text(state['error'])}")
-    err.print(
-        f"[bold]Hint:[/] {text(hint(code, state.get('error', ''), tail))}. The story: flightlog why {text(job_id)}"
-    )
+    why = state.told("error")
+    if why:
+        err.print(f"[bold]Why:[/] {text(why)}")
+    err.print(f"[bold]Hint:[/] {text(hint(code, why, tail))}. The story: flightlog why {text(job_id)}")
 
 
 def app_code(state: JobState) -> int:

@@ -72,7 +72,8 @@ def events(
 def _follow(store: Store, after: str, wanted: Any) -> None:
     client = connect(_url(store), blocking=True)
     try:
-        for batch in follow_log(Store(client, store.site), after, threading.Event()):
+        live = Store(client, store.site, vault=store.vault, archive=store.archive)
+        for batch in follow_log(live, after, threading.Event()):
             _print((event for event in batch if wanted(event)), True)
     except KeyboardInterrupt:
         return

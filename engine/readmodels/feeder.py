@@ -72,6 +72,7 @@ class Feeder:
     def _feed(self, stop: threading.Event) -> None:
         cursor = self.begin()
         follower = self.site.follower_store()
+        follower.vault = None  # rows are kept as the log has them: personal fields as tokens
         models = Models(self.store)
 
         def lost(error: LogUnavailable) -> None:

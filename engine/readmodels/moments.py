@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from pydantic_core import from_json, to_json
 
@@ -17,9 +17,8 @@ from engine.jobs import Loaded
 from engine.lifecycle import EVENTS
 from engine.readmodels.names import Names
 from events.envelope import Event, iso
-from events.read import at as events_at
-from events.read import last_position
-from events.store import Store, translated
+from events.read import job_slice, last_position, version_at
+from events.store import Store
 from events.subjects import job_subject
 
 KEEP_FROM = 500  # versions that are folded at once; a state is kept after each so many
@@ -43,7 +42,7 @@ class Moments:
 
     def version_at(self, job: str, position: str) -> int:
         """The job's last version at a position of the log, or at a time (``<ms>-`` and nothing); 0: not there yet."""
-        return self.before(self._store.keys.index(job), position)
+        return version_at(self._store, job, _order(position))
 
     def before(self, key: str, position: str) -> int:
         """How many positions of a list are at or before one."""
@@ -74,10 +73,7 @@ class Moments:
 
     def event(self, job: str, version: int) -> Event:
         """The job's event of that version."""
-        positions = cast(
-            "list[str]", self._store.command("LRANGE", self._store.keys.index(job), version - 1, version - 1)
-        )
-        found = events_at(self._store, positions)
+        found = job_slice(self._store, job, version - 1, version)
         if not found:
             raise JobUnknown(f"{job} has no event {version}", "flightlog events --job JOB")
         return found[0]
@@ -96,10 +92,7 @@ class Moments:
         event: Event | None = None
         while done < version:
             upto = min(version, (done // KEEP_FROM + 1) * KEEP_FROM)
-            with translated():
-                key = self._store.keys.index(job)
-                positions = cast("list[str]", self._store.client.lrange(key, done, upto - 1))
-            found = events_at(self._store, positions)
+            found = job_slice(self._store, job, done, upto)
             if len(found) != upto - done:
                 raise JobUnknown(f"{job} has no event {version}", f"its last is {self.length(job)}", field="at")
             for event in found:
@@ -118,9 +111,14 @@ class Moments:
             kept = self._store.command("HGET", key, str(at))
             if kept is not None:
                 value: dict[str, Any] = from_json(kept)
-                return JobState(value["state"]), at, int(value["revision"]), str(value["last"])
+                return (
+                    JobState(value["state"]).seen_with(self._store.vault),
+                    at,
+                    int(value["revision"]),
+                    str(value["last"]),
+                )
             at -= KEEP_FROM
-        return JobState(), 0, 0, ""
+        return JobState().seen_with(self._store.vault), 0, 0, ""
 
     def _keep(self, job: str, version: int, state: JobState, revision: int, last: str) -> None:
         value = to_json({"state": state, "revision": revision, "last": last}).decode()

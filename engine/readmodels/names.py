@@ -5,13 +5,14 @@ from __future__ import annotations
 from events.store import Store
 
 #: Raised whenever a model changes: what an older release kept is then written anew.
-FORMAT = "2"
+FORMAT = "3"
 
 
 class Names:
     """Keys below ``fl:{site}:rm:``."""
 
     def __init__(self, store: Store) -> None:
+        self._vault = store.vault
         self.prefix = store.keys.prefix + "rm:"
         #: Hash: position up to which all models were fed, and their format.
         self.cursor = self.prefix + "cursor"
@@ -37,7 +38,13 @@ class Names:
         return f"{self.prefix}app:{app}"
 
     def actor(self, actor: str) -> str:
-        """Sorted set: jobs of which this actor asked something, by the time of their first event."""
+        """Sorted set: jobs of which this actor asked something, by the time of their first event.
+
+        Args:
+            actor: the id, to be read or as a token; the key has it as a pseudonym.
+        """
+        if self._vault is not None:
+            actor = self._vault.pseudonym(self._vault.reveal(actor))
         return f"{self.prefix}actor:{actor}"
 
     def life(self, job: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import redis
 import redis.asyncio
+from pydantic_core import from_json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -23,6 +24,7 @@ from engine.status.tokens import Caller, Tokens
 from events.envelope import Call
 from events.errors import FlightlogError
 from events.read import last_position
+from events.vault import MARK
 
 FOLDED = 60  # seconds of one caller's reads in one event: an open page looks often
 PURPOSE = "flightlog api"
@@ -117,6 +119,12 @@ class Desk:
             return False
         finally:
             client.close()
+
+    def told(self, kept: str) -> dict[str, Any]:
+        """A row of a read model, to be read."""
+        row: dict[str, Any] = from_json(kept)
+        vault = self.store.vault
+        return row if vault is None or MARK not in kept else cast("dict[str, Any]", vault.reveal_json(row))
 
     def as_of(self) -> dict[str, Any]:
         """How far the read models are, and how many events behind the log."""

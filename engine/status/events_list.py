@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from engine.errors import JobUnknown
 from engine.ids import check_job_id
 from engine.status.desk import Desk
 from events.envelope import Event
-from events.read import at as events_at
-from events.read import read, read_back
-from events.store import translated
+from events.read import job_slice, read, read_back
 from events.subjects import SITE, job_of
+from events.vault import MARK
 
 SCANNED = 20_000  # events that are looked at for one page; a page may be short, and `next` goes on
 
@@ -59,7 +59,9 @@ class EventFilter:
 
     @staticmethod
     def _holds(event: Event, text: str) -> bool:
-        return text in event.raw.casefold() or text in event.type.casefold() or text in event.subject.casefold()
+        if text in event.type.casefold() or text in event.subject.casefold():
+            return True
+        return text in (json.dumps(event.rest()) if MARK in event.raw else event.raw).casefold()
 
 
 def events_page(desk: Desk, asked: EventFilter) -> dict[str, Any]:
@@ -135,6 +137,4 @@ def _refusals(desk: Desk, asked: EventFilter, job: str) -> Iterator[Event]:
 
 def slice_of(desk: Desk, job: str, low: int, high: int) -> list[Event]:
     """Events of a job by version, from the one after ``low`` to ``high``."""
-    with translated():
-        positions = cast("list[str]", desk.store.client.lrange(desk.store.keys.index(job), low, high - 1))
-    return events_at(desk.store, positions)
+    return job_slice(desk.store, job, low, high)

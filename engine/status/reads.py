@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any, cast
 
 import redis
-from pydantic_core import from_json
 
 from engine import overview, present
 from engine.errors import JobUnknown
@@ -17,7 +16,7 @@ from engine.jobs import MESSAGE, Loaded
 from engine.status.desk import Desk
 from events.envelope import Event
 from events.read import at as events_at
-from events.read import read_back
+from events.read import count, read_back
 from events.store import translated
 
 REFUSED_SHOWN = 20
@@ -79,19 +78,19 @@ def attempts(desk: Desk, job: str) -> list[dict[str, Any]]:
     return [_shown(one) for one in _kept(desk, job)]
 
 
-def in_order(found: Mapping[str, str]) -> list[dict[str, Any]]:
+def in_order(desk: Desk, found: Mapping[str, str]) -> list[dict[str, Any]]:
     """Attempts as they are kept, to be shown: the first first."""
-    return [_shown(one) for one in _sorted(found)]
+    return [_shown(one) for one in _sorted(desk, found)]
 
 
 def _kept(desk: Desk, job: str) -> list[dict[str, Any]]:
     with translated():
         found = cast("dict[str, str]", desk.store.client.hgetall(desk.names.attempts(job)))
-    return _sorted(found)
+    return _sorted(desk, found)
 
 
-def _sorted(found: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{**UNKNOWN, **from_json(found[number])} for number in sorted(found, key=int)]
+def _sorted(desk: Desk, found: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{**UNKNOWN, **desk.told(found[number])} for number in sorted(found, key=int)]
 
 
 def _shown(kept: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def milestones(desk: Desk, job: str, upto: str | None = None) -> list[Event]:
 
 def sites(desk: Desk) -> dict[str, Any]:
     """The sites that this server shows: its own."""
-    events = desk.store.command("XLEN", desk.store.keys.log)
+    events = count(desk.store)
     jobs = overview.by_state(desk.site.jobs)
     return {"items": [{**overview.standing(desk.site), "jobs": jobs, "events": events}], "next": None}
 

@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any, cast
 
-from pydantic_core import from_json
-
 from engine.status.desk import Desk
 from engine.status.paging import by_score
 from engine.status.params import encoded
@@ -42,7 +40,7 @@ def rows_page(
                 more = True
                 break
             last = [score, key]
-            row = from_json(value) if value is not None else None
+            row = desk.told(value) if value is not None else None
             if row is not None and fits(row):
                 items.append(row)
         looked += len(chunk)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 
 @dataclass(frozen=True)
 class PersonalMark:
-    """Marks a field that names a person or holds free text, so that it can be forgotten one day."""
+    """Marks a field that names a person or holds free text: ``events.vault`` locks it away.
+
+    ``plain`` names the keys of a JSON object that stay readable, since the engine decides by them.
+    """
+
+    plain: frozenset[str] = frozenset()
 
 
 Personal = Annotated[str, PersonalMark()]
-PersonalJson = Annotated[dict[str, JsonValue], PersonalMark()]
+#: A job's metadata; what a start is compared with names no person.
+PersonalJson = Annotated[
+    dict[str, JsonValue],
+    PersonalMark(frozenset(("job_id", "resource_spec", "launcher_spec", "scope", "study", "min_clients"))),
+]
 
 
 class Body(BaseModel):
@@ -40,3 +50,18 @@ class Lifecycle(Body):
     """A body that moves a job through its lifecycle."""
 
     lifecycle: ClassVar[bool] = True
+
+
+@cache
+def personal(body: type[BaseModel]) -> dict[str, PersonalMark]:
+    """The personal fields of a model: name -> mark."""
+    marks = {name: _mark((*info.metadata, info.annotation)) for name, info in body.model_fields.items()}
+    return {name: mark for name, mark in marks.items() if mark is not None}
+
+
+def _mark(parts: tuple[Any, ...]) -> PersonalMark | None:
+    for part in parts:
+        found = part if isinstance(part, PersonalMark) else _mark(get_args(part))
+        if found is not None:
+            return found
+    return None

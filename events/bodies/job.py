@@ -16,7 +16,7 @@ class DeployRequested(Lifecycle):
     """Somebody asked for an app to be put in place; its archive waits as a blob."""
 
     type: Literal["DeployRequested"] = "DeployRequested"
-    app: Personal = Field(description="name of the app")
+    app: str = Field(description="name of the app")
     sha256: str = Field(description="digest of the archive, which is also the blob's name")
     size: int = Field(ge=0, description="bytes of the archive")
     meta_sha256: str = Field(description="digest of the job's metadata")

@@ -72,8 +72,8 @@ def _waiting(job: str, state: JobState, now: int) -> dict[str, Any]:
     return {
         "job": job,
         "state": state.state.value,
-        "by": state.get("asked_by") or None,
-        "reason": state.get("reason") or None,
+        "by": state.told("asked_by") or None,
+        "reason": state.told("reason") or None,
         "waiting_for": state.get("waiting_for") or None,
         "since": iso(since),
         "deadline": iso(deadline) if deadline else None,

@@ -65,8 +65,9 @@ async def _shown(desk: Desk, job_id: str) -> dict[str, Any] | None:
     loaded = settled(head, fields, indexed)
     if loaded is None:
         return None
+    loaded.state.seen_with(desk.store.vault)
     shown = present.job(job_id, loaded, desk.site.workspace)
-    return {**shown, "attempts": reads.in_order(attempts)}
+    return {**shown, "attempts": reads.in_order(desk, attempts)}
 
 
 ROUTE = Quick(PATH, job, methods=["GET"], include_in_schema=False)
