@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests
 # Each has a target of its own: they need a browser, or minutes.
-APART  := tests/browser tests/status tests/contract tests/compose
+APART  := tests/browser tests/status tests/contract tests/compose tests/record
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-api compose-test screenshots lint docs bench lock soak clean
+.PHONY: help setup demo test test-fast test-browser test-api test-record compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-browser: $(STAMP) ## the pages in a real Chromium (Debian: apt-get install 
 
 test-api: $(STAMP) ## the status API, its own description (Schemathesis), and compose.yaml wired without Docker
 	$(BIN)/python -P -m pytest -n 3 --dist loadfile tests/status tests/contract tests/compose
+
+test-record: $(STAMP) ## the record: sealed, attacked, carried away, brought back (ATTACKS=1000)
+	FLIGHTLOG_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -P -m pytest -n 3 --dist worksteal tests/record
 
 compose-test: ## the containers for real: needs a Docker engine
 	deploy/compose-test

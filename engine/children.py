@@ -88,6 +88,11 @@ def pool_child(site: Site) -> Child:
     return Child(site, "pool", ["workers", "pool"])
 
 
+def sealer_child(site: Site) -> Child:
+    """What seals the site's log, and keeps its memory bounded."""
+    return Child(site, "sealer", ["workers", "sealer"])
+
+
 def api_child(site: Site) -> Child:
     """The site's status API; where its port is taken, it is not started again and again."""
     asked = "api_port" in site.settings.model_fields_set

@@ -449,6 +449,61 @@ class SealBroken(FlightlogError):
     code, http, retry = "SEAL_BROKEN", 403, "no"
 
 
+class LegalHold(FlightlogError):
+    """The job is under a legal hold: nothing of it may be forgotten.
+
+    ``flightlog why JOB`` says who set it and why. Whoever may lift it does so with
+    ``flightlog hold JOB --lift --reason TEXT``.
+    """
+
+    code, http, retry = "LEGAL_HOLD", 409, "later"
+
+
+class Retained(FlightlogError):
+    """The job has to be kept for a while after its end, and that while is not over.
+
+    The setting ``retention`` (days) says for how long.
+    """
+
+    code, http, retry = "RETAINED", 409, "later"
+
+
+class NotDeleted(FlightlogError):
+    """The job's run folder is still there, with whatever its app and its metadata hold.
+
+    Delete it first: ``flightlog delete JOB``.
+    """
+
+    code, http, retry = "NOT_DELETED", 409, "later"
+
+
+class ExportInvalid(FlightlogError):
+    """The file is no export of Flightlog's, is cut off, or holds only a part of a history.
+
+    What is to be imported is a whole history: ``flightlog export FILE`` without ``--job`` and ``--since``.
+    """
+
+    code, http, retry = "EXPORT_INVALID", 422, "no"
+
+
+class SiteNotEmpty(FlightlogError):
+    """The site has a history already, and another one cannot be put before it.
+
+    Name a new folder: ``--workspace FOLDER``.
+    """
+
+    code, http, retry = "SITE_NOT_EMPTY", 409, "no"
+
+
+class Unverifiable(FlightlogError):
+    """It could not be verified: something that is needed for it is not there.
+
+    The message says what. That says nothing about the record itself, good or bad.
+    """
+
+    code, http, retry = "UNVERIFIABLE", 422, "later"
+
+
 def all_errors(root: type[FlightlogError] = FlightlogError) -> Iterator[type[FlightlogError]]:
     """Every error class below ``root`` that has a code of its own, in order of definition."""
     for cls in root.__subclasses__():

@@ -147,7 +147,6 @@ class Jobs:
             engine.fold.Illegal: an event cannot come in this state.
         """
         subject = job_subject(job_id)
-        shown = self._hidden_call(call, job_id)
         for left in range(REDECIDE, 0, -1):
             loaded = self.load(job_id)
             if revision is not None and loaded.revision != revision:
@@ -162,7 +161,7 @@ class Jobs:
             if not bodies:
                 return None
             try:
-                hidden = self._hidden(job_id, bodies)
+                shown, hidden = self._hidden_call(call, job_id), self._hidden(job_id, bodies)
                 after, ops = project(job_id, loaded.state, facts_to_be(shown, hidden), conditions)
             except Illegal:
                 known = self.log.known(call)

@@ -57,10 +57,11 @@ def runtime_folder(workspace: Workspace) -> Path:
 class EmbeddedServer:
     """One Valkey of a site."""
 
-    def __init__(self, workspace: Workspace, role: Role, *, durability: str = "everysec") -> None:
+    def __init__(self, workspace: Workspace, role: Role, *, durability: str = "everysec", memory: int = 0) -> None:
         self.role: Role = role
         self.workspace = workspace
         self.durability = durability
+        self.memory = memory
         self.runtime = runtime_folder(workspace)
         self.socket = self.runtime / f"{role}.sock"
         self.data = workspace.flight / role
@@ -158,6 +159,7 @@ class EmbeddedServer:
                     str(get_binary_path()),
                     *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
                     *("--dir", str(self.data), "--save", "", "--maxmemory-policy", "noeviction"),
+                    *("--maxmemory", str(self.memory)),
                     *("--daemonize", "no", "--loglevel", "notice", *keeps),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -197,15 +199,21 @@ class Servers:
         record_url: of an external record server; empty: embedded.
         fabric_url: of an external fabric server; empty: embedded, or the record's where that is external.
         durability: fsync policy of the embedded record.
+        memory: bytes that the embedded record may use; 0: no limit.
     """
 
     def __init__(
-        self, workspace: Workspace, record_url: str = "", fabric_url: str = "", durability: str = "everysec"
+        self,
+        workspace: Workspace,
+        record_url: str = "",
+        fabric_url: str = "",
+        durability: str = "everysec",
+        memory: int = 0,
     ) -> None:
         self.embedded: list[EmbeddedServer] = []
         self._users = FileLock(workspace.flight / "users.lock")
         if not record_url:
-            record = EmbeddedServer(workspace, "record", durability=durability)
+            record = EmbeddedServer(workspace, "record", durability=durability, memory=memory)
             self.embedded.append(record)
             record_url = record.url
         if not fabric_url:

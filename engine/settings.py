@@ -90,6 +90,24 @@ class Settings(BaseSettings):
         default="viewer", description="what a caller from this host may do without a token; from elsewhere: nothing"
     )
     api_body_max: int = Field(default=256 * 2**20, gt=0, description="bytes of an app that comes in through the API")
+    seal: Literal["on", "off"] = Field(default="on", description="whether `flightlog up` seals the log")
+    seal_every: float = Field(default=1, gt=0, description="between two looks for what is to be sealed")
+    keep: int = Field(
+        default=100_000, ge=100, description="events that stay in Redis; older ones, once sealed, are on disk only"
+    )
+    segment: int = Field(default=5_000, ge=10, description="events of one file of history")
+    witness: str = Field(default="", description="addresses of witnesses, with commas between")
+    witness_every: float = Field(default=300, gt=0, description="between two checkpoints that a witness is sent")
+    record_memory: int = Field(
+        default=0, ge=0, description="bytes that the embedded record may use; 0: what the host has"
+    )
+    room_warn: float = Field(default=0.8, gt=0, le=1, description="part of memory or disk from which on it is said")
+    room_full: float = Field(
+        default=0.9, gt=0, le=1, description="part from which on new work is refused; the rest is for outcomes"
+    )
+    retention: float = Field(
+        default=0, ge=0, description="days after its end for which a job may not be erased; 0: none"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="how processes write their own logs")
     launcher: Literal["pool", "elsewhere"] = Field(
         default="pool", description="who launches apps: any pool, or only one that was started as the launcher"

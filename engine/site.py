@@ -62,7 +62,7 @@ class Site:
         # A command from another shell finds the servers of whoever has the site up.
         known = servers_of(workspace)
         record_url, fabric_url = (getattr(chosen, name) or known[name] for name in ("record_url", "fabric_url"))
-        servers = Servers(workspace, record_url, fabric_url, chosen.durability)
+        servers = Servers(workspace, record_url, fabric_url, chosen.durability, chosen.record_memory)
         if join:
             servers.join()
         vault = Vault(workspace.keys)

@@ -28,6 +28,13 @@ def story(events: Iterable[Event]) -> Iterator[tuple[str, str, str]]:
             yield _clock(event.ms), say(body, who), event.position
 
 
+def said(event: Event) -> str | None:
+    """An event as a sentence; None for one that says nothing to a person."""
+    say = SENTENCES.get(event.type)
+    rest = event.rest()
+    return say(rest["body"], _who(rest["actor"])) if say is not None else None
+
+
 def _clock(ms: str) -> str:
     return datetime.fromtimestamp(int(ms) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
@@ -176,5 +183,8 @@ SENTENCES: dict[str, Said] = {
     "JobLogConfigured": lambda b, who: f"{who} set its logging to {b['config']}.",
     "ErrorsReset": lambda b, who: f"{who} had it forget its errors.",
     "CallRefused": lambda b, who: f"{who} called {b['method']} and was refused ({b['code']}): {b['message']}",
+    "Erased": lambda b, who: f"{who} had its personal fields forgotten: its key was destroyed.{_because(b)}",
+    "HoldSet": lambda b, who: f"{who} put it under a legal hold.{_because(b)}",
+    "HoldLifted": lambda b, who: f"{who} lifted the legal hold.{_because(b)}",
     "CallRepeated": lambda b, who: f"{who} called {b['method']} again while it was {b['state']}.",
 }

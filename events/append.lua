@@ -17,6 +17,7 @@
 -- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject, then RING where
 --           a push found its lane without an owner, and nobody has rung for it within a second}
 --          {REPEAT, first answer}   {REUSED}   {CONFLICT, revision}   {REBUILD, why}   {EPOCH, current}
+--          {FULL, why}      new work is opened, and prefix .. full says that there is no room for it
 --          {DAMAGED, key}   {CLOSED, work}   {CLAIMED, work, until}   {FENCED, work}   {EXHAUSTED, work}   {EXPIRED, work}
 -- Everything is checked first; then there are only writes that cannot fail, since Lua does not roll back.
 
@@ -113,6 +114,9 @@ end
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ms = math.max(now, last_ms)
+-- What opens these is new; an abort, a delete, an end and what follows from it always have room.
+local NEW = {deploy = true, launch = true, aux = true, transfer = true}
+local full
 local ops, at = {}, 8 + n * 4 + 1
 while at <= #ARGV do
   local op = ARGV[at]
@@ -157,6 +161,10 @@ while at <= #ARGV do
     if is[3] and not string.match(is[3], '^%d+$') then return {'REBUILD', 'work ' .. ARGV[at + 1] .. ' unreadable'} end
     local held = is[1] and tonumber(is[2]) and tonumber(is[2]) > now
     if op == 'O' then
+      if NEW[string.match(ARGV[at + 1], '^%a+')] and not is[4] then
+        full = full or look('GET', prefix .. 'full')
+        if full then return {'FULL', full} end
+      end
       ops[#ops + 1] = at
       at = at + 4 + 2 * tonumber(ARGV[at + 3])
     elseif op == 'C' then

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from events.bodies.base import Body
 from events.envelope import Actor, Call, encode
-from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RevisionConflict
+from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RecordFull, RevisionConflict
 from events.standin import escaped
 from events.store import Store, translated
 
@@ -304,6 +304,8 @@ def _appended(answer: list[Any], count: int) -> Appended:
 
 def _error(answer: list[Any], expected: tuple[str, int] | None) -> FlightlogError:
     kind = answer[0]
+    if kind == "FULL":
+        return RecordFull(str(answer[1]), "free some room, or give more: flightlog status says of what")
     if kind == "CONFLICT":
         subject = expected[0] if expected else "?"
         return RevisionConflict(f"{subject} is at revision {answer[1]}", revision=int(answer[1]))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json, to_json
 
-from events.bodies import parse_body
+from events.bodies import BODIES, parse_body
 from events.bodies.base import Body, Personal
+from events.bodies.upcast import upcast
 from events.errors import RecordDamaged
 
 if TYPE_CHECKING:
@@ -120,9 +121,20 @@ class Event:
         return value
 
     def stored(self) -> dict[str, Any]:
-        """``rest`` as it stands in the log: personal fields are tokens. Folds go by this."""
+        """``rest`` as it stands in the log: personal fields are tokens. Folds go by this.
+
+        Facts of an older schema are told as today's.
+        """
         value: dict[str, Any] = from_json(self.raw)
+        body = BODIES.get(self.type)
+        if body is not None and (value.get("schema") or 1) < body.schema_version:
+            value["body"] = upcast(self.type, value["schema"], value["body"])
         return value
+
+    def current(self) -> str:
+        """``d``, with the facts of an older schema as today's."""
+        body = BODIES.get(self.type)
+        return self.raw if body is None or body.schema_version == 1 else to_json(self.stored()).decode()
 
     @property
     def body(self) -> dict[str, Any]:

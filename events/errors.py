@@ -71,6 +71,17 @@ class RecordDamaged(FlightlogError):
     code, http, retry = "RECORD_DAMAGED", 500, "no"
 
 
+class HistoryBroken(FlightlogError):
+    """The log is not what was sealed: it is shorter, or begins differently.
+
+    Nothing of it is sealed from then on. ``flightlog verify`` says where it differs. A restored backup or a
+    failover is disclosed with ``flightlog new-epoch --reason TEXT``; anything else is for whoever looks after
+    the record, and for the witness.
+    """
+
+    code, http, retry = "HISTORY_BROKEN", 503, "no"
+
+
 class ServerUnsafe(FlightlogError):
     """The record server could lose or evict the log.
 

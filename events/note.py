@@ -67,11 +67,15 @@ class Verifier:
         if self.algorithm == COSIGNATURE:
             said, signature = int.from_bytes(signature[:8], "big"), signature[8:]
             message = _cosigned(text, said)
+        return said if self.signed(message, signature) else None
+
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        """Whether it signed these very bytes."""
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
-            return None
-        return said
+            return False
+        return True
 
 
 class Signer:

@@ -98,7 +98,7 @@ def _rebuild(store: Store, projector: Projector, lock: str, token: str) -> int:
         if event.type in LIFECYCLE:
             head[1] += 1
         job = job_of(event.subject)
-        if event.seq < begins:
+        if job is not None and event.seq < begins:
             bases[event.subject] = event.version
         elif job is not None:
             indexes.setdefault(job, []).append(event.position)

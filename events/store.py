@@ -53,6 +53,8 @@ class Keys:
         self.log = self.prefix + "log"
         self.heads = self.prefix + "heads"
         self.open = self.prefix + "open"
+        #: String: why there is no room for new work; it is there only while there is none.
+        self.full = self.prefix + "full"
 
     def job(self, job_id: str) -> str:
         """Hash: the job's projection."""

@@ -132,10 +132,20 @@ class Vault:
 
     # -- forgetting ------------------------------------------------------------------------
 
-    def destroy(self, job: str) -> int:
-        """Destroy all keys of a job; how many there were. What is hidden of it from now on has a new one."""
+    def next_life(self, job: str) -> int:
+        """Have what is hidden of a job from now on under another key; how many keys there were before."""
+        before = len(self._lives(job))
+        self._write(self._path(key_name(job, before)), secrets.token_bytes(KEY_BYTES))
+        self._forget()
+        return before
+
+    def destroy(self, job: str, lives: int | None = None) -> int:
+        """Destroy the first keys of a job, or all; how many of them were still there.
+
+        What is hidden of it from now on has another. Twice is once.
+        """
         count = 0
-        for path in self._lives(job):
+        for path in self._lives(job)[:lives]:
             if path.stat().st_size == 0:
                 continue
             with path.open("r+b") as file:
@@ -145,10 +155,13 @@ class Vault:
                 file.truncate(0)
                 os.fsync(file.fileno())
             count += 1
+        self._forget()
+        return count
+
+    def _forget(self) -> None:
         self._keys.clear()
         self._current.clear()
         self._tokens.clear()
-        return count
 
     def keys_of(self, job: str) -> dict[str, str]:
         """The keys of a job that are there, by name, in base64: for an export that is to be read elsewhere."""
@@ -181,17 +194,12 @@ class Vault:
         now = time.monotonic()
         if known is not None and now - known[1] < LOOK_EVERY:
             return known[0]
-        life = 0
-        while True:
-            name = key_name(job, life)
-            path = self._path(name)
-            try:
-                if path.stat().st_size:
-                    break
-                life += 1  # this one was destroyed
-            except FileNotFoundError:
-                self._write(path, secrets.token_bytes(KEY_BYTES))
-                break
+        lives = self._lives(job)
+        if lives and lives[-1].stat().st_size:
+            name = _name(lives[-1])
+        else:
+            name = key_name(job, len(lives))
+            self._write(self._path(name), secrets.token_bytes(KEY_BYTES))
         self._current[job] = (name, now)
         return name
 

@@ -25,6 +25,7 @@ def runtime_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="fl-"))
     os.environ["FLIGHTLOG_RUNTIME_DIR"] = str(folder)
     os.environ["FLIGHTLOG_API"] = "off"  # tests of the API start their own
+    os.environ["FLIGHTLOG_SEAL"] = "off"  # so do tests of the sealer
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -192,6 +192,21 @@ FIELDS: dict[str, dict[str, Any]] = {
     "ShutdownRequested": {"live_jobs": ["j"]},
     "RestartRequested": {"live_jobs": []},
     "ProjectionRebuilt": {"why": "heads missing", "events": 3, "jobs": 1},
+    "CheckpointSigned": {"size": 3, "root": "ab" * 32, "key": "flightlog/site-1/1+ab"},
+    "CheckpointWitnessed": {"size": 3, "root": "ab" * 32, "witness": "w+00+x", "note": "n"},
+    "WitnessRefused": {"size": 3, "url": "http://127.0.0.1:1", "why": "another log"},
+    "KeyRotated": {"old": "a", "new": "b", "proof": "c"},
+    "SegmentWritten": {"first": 1, "last": 3, "sha256": "ab" * 32, "size": 9},
+    "HistoryLost": {"first": 2, "last": 3, "note": "n", "reason": "a backup"},
+    "RoomLow": {"what": "memory", "used": 8, "limit": 10, "full": False},
+    "Verified": {"verdict": "SITE-SIGNED", "first": 1, "last": 3, "problems": 0, "witnessed": 0, "signed": 3},
+    "ReviewRecorded": {"until": "1-1", "note": "all is well"},
+    "Exported": {"what": "cloudevents", "first": 1, "last": 3, "events": 3, "sha256": "ab" * 32},
+    "Imported": {"origin": "flightlog/site-1/x/1", "events": 3, "root": "ab" * 32, "sha256": "ab" * 32},
+    "BackupRestored": {"taken": "2026-11-24T03:00:00Z", "last": 3, "reason": "the disk died"},
+    "Erased": {"reason": "asked for", "lives": 1},
+    "HoldSet": {"reason": "a court"},
+    "HoldLifted": {"reason": "it is over"},
 }
 
 

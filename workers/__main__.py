@@ -1,4 +1,4 @@
-"""``python -P -m workers pool|worker``: the pool with its parent's duties, or one more worker.
+"""``python -P -m workers pool|worker|sealer``: the pool with its parent's duties, one more worker, or the sealer.
 
 Settings come from ``FLIGHTLOG_*``.
 """
@@ -15,16 +15,16 @@ from events.errors import FlightlogError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a pool or a worker until it is told to end."""
+    """Run one of them until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -P -m workers", description=__doc__)
-    parser.add_argument("what", choices=("pool", "worker"))
+    parser.add_argument("what", choices=("pool", "worker", "sealer"))
     parser.add_argument("--workspace", required=True)
     parser.add_argument(
         "--queue", choices=("work", "io", "launch"), default="work", help="worker: deploys and launches, or messages"
     )
     parser.add_argument("--parent", type=int, help="worker: end when this process is our parent no more")
     parser.add_argument("--burst", action="store_true", help="worker: end when the queue is empty")
-    parser.add_argument("--until-eof", action="store_true", help="pool: end when standard input does")
+    parser.add_argument("--until-eof", action="store_true", help="pool, sealer: end when standard input does")
     parser.add_argument("--launcher", action="store_true", help="pool: launch apps and look after them, no more")
     args = parser.parse_args(argv)
     set_up(logging.INFO)
@@ -37,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
             from workers.worker import run_worker
 
             return run_worker(site, args.queue, burst=args.burst, parent=args.parent)
+        if args.what == "sealer":
+            from workers.sealer import run_sealer
+
+            return run_sealer(site, until_eof=args.until_eof)
         from workers.pool import Pool
 
         return Pool(site, until_eof=args.until_eof, launcher=args.launcher).run()

@@ -103,21 +103,24 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 
 
 def site_command(
-    app: typer.Typer, panel: str, name: str | None = None
+    app: typer.Typer, panel: str, name: str | None = None, *, prints: bool = True
 ) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
     """Register a command that also takes the options that say which site, and how to print.
 
     The command returns its exit code; Flightlog's errors become their words and their exit codes.
+    One that prints nothing for programs (``prints``) has ``--format`` for itself.
     """
 
     def register(function: Callable[..., int | None]) -> Callable[..., None]:
         own = inspect.signature(function)
+        asked = {key: option for key, option in _COMMON.items() if prints or key not in ("how", "as_json")}
         hints = get_type_hints(function, include_extras=True)
 
         @functools.wraps(function)
         def command(**given: Any) -> None:
-            common = {key: given.pop(key) for key in _COMMON}
-            as_json = common.pop("as_json")
+            common = {key: given.pop(key) for key in asked}
+            as_json = common.pop("as_json", False)
+            common.setdefault("how", Format.TABLE)
             common["command"] = name or function.__name__
             where = Where(**common)
             if as_json:
@@ -141,7 +144,7 @@ def site_command(
 
         extra = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for key, (kind, default) in _COMMON.items()
+            for key, (kind, default) in asked.items()
         ]
         mine = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own.parameters.values()

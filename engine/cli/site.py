@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from engine.children import Child, api_child
+from engine.children import Child, api_child, sealer_child
 from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, text
 from engine.client_engine import ClientEngine
@@ -48,6 +48,9 @@ def up(
     api_port: Annotated[
         int | None, typer.Option(help="Its port; if left out: 8787, or the next that is free.")
     ] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Events that stay in Redis; older ones, once sealed, are on disk only.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the site, while a command has it.")] = 30,
 ) -> int:
@@ -59,7 +62,7 @@ def up(
             "--site is missing, and the workspace is new", "flightlog up --site site-1", field="--site"
         )
     serving = None if api is None else "on" if api else "off"
-    given: dict[str, Any] = {"pool": pool, "api": serving, "api_host": api_host, "api_port": api_port}
+    given: dict[str, Any] = {"pool": pool, "api": serving, "api_host": api_host, "api_port": api_port, "keep": keep}
     known = settings(workers=workers, record_url=chosen.record_url, fabric_url=chosen.fabric_url, **given)
     if workers is not None and workers < 1:
         raise ArgumentInvalid(f"--workers is {workers}", "give at least 1", field="--workers")
@@ -89,8 +92,13 @@ def up(
         if live:
             err.print(f"Taken back: {text(', '.join(live))}.")
         served = _serve(engine, stop)
+        sealed = sealer_child(engine.site) if known.seal == "on" else None
+        if sealed is not None:
+            sealed.start()
         err.print("Ctrl-C ends it; running apps go on.")
         stop.wait()
+        if sealed is not None:
+            sealed.stop()
         if served is not None:
             served.stop()
         live = engine.get_all_job_ids()

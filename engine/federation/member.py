@@ -19,6 +19,7 @@ from engine.cell.message import CellChannel, CellReturnCode, Message, MessageHea
 from engine.cell.outgoing import Outgoing
 from engine.errors import ArgumentInvalid, NotAuthorised
 from engine.federation.topics import REGISTER, AdminTopic
+from engine.files import write_json
 from engine.shareable import Shareable
 from events.envelope import Actor
 from events.errors import FlightlogError, LogUnavailable
@@ -102,6 +103,9 @@ class Member:
                 optional=True,
             )
             sent = self._engine.aux_runner.found_sender().send(core.call("register"), out)
+        answer = sent.answer.payload if sent.ok and sent.answer is not None else None
+        if isinstance(answer, Shareable) and isinstance(answer.get("witness"), str):
+            write_json(core.site.workspace.seal / "federation.json", {"witness": answer["witness"]})
         level = logging.INFO if sent.ok else logging.WARNING
         log.log(level, "registering with %s: %s %s", self._server, sent.code, sent.why)
         return sent.ok

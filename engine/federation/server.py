@@ -25,6 +25,7 @@ from engine.errors import ArgumentInvalid, CallTimeout
 from engine.federation.job import ServerJob
 from engine.federation.topics import REGISTER, AdminTopic
 from engine.files import write_json
+from engine.record.witness import Witness, WitnessServer
 from engine.server import EmbeddedServer
 from engine.shareable import Shareable, make_reply
 from engine.streaming.fabric import StreamFabric
@@ -88,6 +89,8 @@ class FederationServer:
         self._intake = Intake(
             StreamFabric(fabric_url, name), self.streams, self.ring, None, lambda: self.cell.listening
         )
+        #: Who looks that each site's history stays one: it cosigns their checkpoints.
+        self.witness = WitnessServer(Witness(self.folder / "witness", name))
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_fabric, name="fabric", daemon=True)
         #: Sites that have registered: name -> what they said.
@@ -113,6 +116,7 @@ class FederationServer:
             raise
         self._intake.start()
         self._watch.start()
+        self.witness.start()
         return self
 
     def stop(self) -> None:
@@ -120,6 +124,7 @@ class FederationServer:
         self._stop.set()
         if self._watch.is_alive():
             self._watch.join(5)
+        self.witness.stop()
         self._intake.stop()
         self.cell.stop()
         if self._embedded is not None:
@@ -181,7 +186,9 @@ class FederationServer:
             self.sites[origin] = said
             self._changed.notify_all()
         log.info("%s has registered", origin)
-        return Message(payload=make_reply(ReturnCode.OK))
+        answer = make_reply(ReturnCode.OK)
+        answer["witness"] = self.witness.url  # who looks that this site's history is one
+        return Message(payload=answer)
 
     # -- commands --------------------------------------------------------------------------------------
 

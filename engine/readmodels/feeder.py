@@ -5,9 +5,11 @@ A batch and the cursor after it are one transaction, which is void where the cur
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from itertools import islice
 from typing import cast
 
 import redis
@@ -21,7 +23,8 @@ from engine.site import Site
 from events.envelope import Event
 from events.errors import LogUnavailable
 from events.follow import follow
-from events.read import last_position
+from events.read import last_position, read
+from events.segments import order
 from events.store import Store, translated
 from events.subjects import job_of
 
@@ -68,6 +71,30 @@ class Feeder:
             except Exception:  # a duty ends with its process, not with an error
                 log.exception("the read models could not be fed; it is tried again from their cursor")
                 stop.wait(1.0)
+
+    def catch_up(self, patience: float = 600.0) -> int:
+        """Have the models fed up to the log's end as it is now, by us or by whoever has the role; events fed.
+
+        Raises:
+            LogUnavailable: the server is away, or another feeds too slowly.
+        """
+        end, until = last_position(self.store), time.monotonic() + patience
+        fed = 0
+        while time.monotonic() < until:
+            cursor = str(self.store.command("HGET", self.names.cursor, "position") or "0-0")
+            if order(cursor) >= order(end):
+                return fed
+            if not self.lease.hold():
+                time.sleep(0.1)
+                continue
+            with contextlib.suppress(Stale):
+                cursor, models = self.begin(), Models(self.store)
+                source = Store(self.store.client, self.store.site, archive=self.store.archive)
+                events = read(source, after=cursor, upto=end)
+                while self.lease.hold() and (batch := list(islice(events, BATCH))):
+                    self.apply(models, batch, cursor)
+                    cursor, fed = batch[-1].position, fed + len(batch)
+        raise LogUnavailable("the read models are not fed up to the log's end", "look whether the API runs")
 
     def _feed(self, stop: threading.Event) -> None:
         cursor = self.begin()
@@ -131,6 +158,13 @@ class Feeder:
             for name in self.store.client.scan_iter(match=pattern, count=1000):
                 self.store.client.unlink(name)
 
+    def _forget(self, job: str) -> None:
+        """Whose a job was is told by nothing any more."""
+        pattern = "".join("\\" + c if c in "*?[]\\{}" else c for c in self.names.prefix) + "actor:*"
+        with translated():
+            for name in self.store.client.scan_iter(match=pattern, count=1000):
+                self.store.client.zrem(name, job)
+
     def apply(self, models: Models, batch: list[Event], cursor: str) -> None:
         """Feed a batch that comes right after ``cursor``.
 
@@ -158,5 +192,7 @@ class Feeder:
                 models.over(done=done)
         for event in batch:
             job = job_of(event.subject)
+            if job is not None and event.type == "Erased":
+                self._forget(job)
             if job is not None and event.version % MOMENT_EVERY == 0:
                 self._moments.at_version(job, event.version)

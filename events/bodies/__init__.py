@@ -6,7 +6,7 @@ from typing import Annotated, Union
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from events.bodies import app, job, messages, site, transfers
+from events.bodies import app, job, messages, record, site, transfers
 from events.bodies.base import Body
 
 
@@ -19,7 +19,7 @@ def _concrete(root: type[Body]) -> list[type[Body]]:
     return found
 
 
-_ORDER = [module.__name__ for module in (job, app, messages, transfers, site)]
+_ORDER = [module.__name__ for module in (job, app, messages, transfers, site, record)]
 #: event type -> body class
 BODIES: dict[str, type[Body]] = {
     cls.__name__: cls for cls in sorted(_concrete(Body), key=lambda c: _ORDER.index(c.__module__))

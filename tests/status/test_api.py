@@ -60,6 +60,7 @@ def test_a_job_as_it_was_is_the_replay_at_every_version_position_and_time(site: 
     for event in events:
         state = apply(state, fact_of(event))
         shown = site.get("/v1/jobs/well", at=str(event.version))
+        state.seen_with(event.vault)
         expected = present.job("well", Loaded(state, event.version, 0, event.position))
         for name in set(expected) - {"revision"}:
             assert shown[name] == json.loads(json.dumps(expected[name])), (event.type, name)

@@ -1,0 +1,1 @@
+"""The record as evidence: verified, replayed, carried away, forgotten, brought back."""

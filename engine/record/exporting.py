@@ -1,0 +1,330 @@
+"""Exports: a history as CloudEvents (lossless, verifiable, importable) or as a table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import zstandard
+
+from engine.errors import ExportInvalid, JobUnknown, Unverifiable
+from engine.ids import check_job_id
+from engine.record.proving import Prover
+from engine.record.sealed import log_name
+from engine.record.sealing import seal_now
+from engine.record.sources import chain_of
+from engine.record.verify import Source
+from engine.record.witnessing import witness_keys
+from engine.site import Site
+from events.bodies.record import Exported
+from events.envelope import Event
+from events.note import Note, Verifier
+from events.read import last_position, read, read_job
+from events.seal import kept_notes
+from events.segments import order
+from events.subjects import job_of
+
+FORMAT = "flightlog-export/1"
+BEGIN, KEY, END = "flightlog.export.begin", "flightlog.export.key", "flightlog.export.end"
+Style = Literal["cloudevents", "csv"]
+COLUMNS = (
+    *("seq", "position", "time", "subject", "version", "type", "actor", "kind", "auth", "via", "claimed"),
+    *("call_id", "step", "cause", "correlation", "body"),
+)
+ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+def cloudevent(event: Event, source: str, proof: list[str] | None = None) -> dict[str, Any]:
+    """An event as CloudEvents 1.0: ``data`` is to be read, the tree is over ``flightlogdata``: what is stored."""
+    whole = event.as_dict()
+    made = {
+        "specversion": "1.0",
+        "id": event.position,
+        "source": f"{source}/{whole['epoch']}",
+        "type": f"flightlog.{event.type}",
+        "subject": event.subject,
+        "time": whole["time"],
+        "datacontenttype": "application/json",
+        "flightlogversion": event.version,
+        "flightlogdata": event.raw,
+    }
+    if proof is not None:
+        made["flightlogproof"] = " ".join(proof)
+    kept = ("schema", "actor", "call_id", "step", "arguments", "cause", "correlation", "body")
+    return {**made, "data": {name: whole[name] for name in kept}}
+
+
+def export(
+    site: Site, path: Path, *, style: Style = "cloudevents", job: str | None = None, since: int | None = None
+) -> Exported:
+    """Write a history, or a part of it, to a file; what was written.
+
+    Args:
+        site: opened.
+        path: the file, which must not be there; CloudEvents are packed with zstd unless it ends in ``.jsonl``.
+        style: of the file.
+        job: only this job's events.
+        since: only events from this time on, ms.
+
+    Raises:
+        JobUnknown: there is no such job. Unverifiable: nothing of it is sealed. FileExistsError: the file is there.
+    """
+    store = site.jobs.store
+    if job is not None and not site.jobs.load(check_job_id(job)).known:
+        raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+    seal_now(site)
+    upto = last_position(store)
+    events: Iterable[Event] = read_job(store, job) if job is not None else read(store, upto=upto)
+    events = (e for e in events if order(e.position) <= order(upto) and (since is None or int(e.ms) >= since))
+    tally = _Tally(job)
+    lines = (
+        _rows(events, tally) if style == "csv" else _lines(site, events, tally, whole=job is None and since is None)
+    )
+    with path.open("xb") as file:
+        try:
+            digest = _write(file, lines, pack=style == "cloudevents" and path.suffix != ".jsonl")
+        except BaseException:
+            path.unlink()
+            raise
+    return Exported(
+        what=style,
+        job=job,
+        first=tally.first,
+        last=tally.last,
+        events=tally.events,
+        sha256=digest,
+        keys=tally.keys,
+    )
+
+
+@dataclass
+class _Tally:
+    job: str | None
+    first: int = 0
+    last: int = 0
+    events: int = 0
+    keys: int = 0
+
+    def see(self, event: Event) -> None:
+        self.first = self.first or event.seq
+        self.last = event.seq
+        self.events += 1
+
+
+def _lines(site: Site, events: Iterable[Event], tally: _Tally, *, whole: bool) -> Iterator[str]:
+    source, vault = f"/{log_name(site.workspace)}", site.jobs.store.vault
+    prover = Prover(site)
+    try:
+        note = prover.last
+        head = {
+            "format": FORMAT,
+            "site": site.name,
+            "log": log_name(site.workspace),
+            "whole": whole,
+            "job": tally.job,
+            "keys": chain_of(site.workspace),
+            "witnesses": [str(key) for key in witness_keys(site.workspace)],
+            "checkpoints": [str(one) for one in kept_notes(site.workspace.seal)] if whole else [str(note)],
+        }
+        yield _line({"specversion": "1.0", "id": "begin", "source": source, "type": BEGIN, "data": head})
+        told: set[str] = set()
+        for event in events:
+            job = job_of(event.subject)
+            if job is not None and job not in told and vault is not None:
+                told.add(job)
+                keys = vault.keys_of(job)
+                tally.keys += len(keys)
+                if keys:
+                    data = {"job": job, "keys": keys}
+                    yield _line(
+                        {"specversion": "1.0", "id": f"key-{job}", "source": source, "type": KEY, "data": data}
+                    )
+            tally.see(event)
+            proof = prover.path(event.seq, note) if not whole and event.seq <= note.checkpoint.size else None
+            yield _line(cloudevent(event, source, proof))
+        end = {"events": tally.events, "first": tally.first, "last": tally.last}
+        yield _line({"specversion": "1.0", "id": "end", "source": source, "type": END, "data": end})
+    finally:
+        prover.close()
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _rows(events: Iterable[Event], tally: _Tally) -> Iterator[str]:
+    buffer = io.StringIO()
+    table = csv.writer(buffer)
+    table.writerow(COLUMNS)
+    for event in events:
+        tally.see(event)
+        whole = event.as_dict()
+        actor = whole["actor"]
+        row = {
+            **{name: whole[name] for name in COLUMNS if name in whole},
+            "seq": event.seq,
+            "actor": actor["id"],
+            "kind": actor["kind"],
+            "auth": actor["auth"],
+            "via": actor["via"],
+            "claimed": actor.get("claimed") or "",
+            "body": json.dumps(whole["body"], ensure_ascii=False),
+        }
+        table.writerow([_harmless(row[name]) for name in COLUMNS])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet takes a text that begins like a formula for one."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+
+
+def _write(file: IO[bytes], lines: Iterable[str], *, pack: bool) -> str:
+    digest = hashlib.sha256()
+
+    class Out:
+        """Counts what goes into the file, as it goes."""
+
+        def write(self, data: bytes) -> int:
+            digest.update(data)
+            return file.write(data)
+
+    out: Any = Out()
+    if pack:
+        with zstandard.ZstdCompressor(level=9, write_checksum=True).stream_writer(out, closefd=False) as packed:
+            for line in lines:
+                packed.write(line.encode("utf-8", "replace"))
+    else:
+        for line in lines:
+            out.write(line.encode("utf-8", "replace"))
+    file.flush()
+    os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+# -- reading one back --------------------------------------------------------------------------
+
+
+class ExportFile:
+    """An export, to be read: its head at once, its events once.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ExportInvalid: it is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys: dict[str, str] = {}
+        with self._opened() as lines:
+            first = self._parsed(next(lines, ""))
+        if first.get("type") != BEGIN or first["data"].get("format") != FORMAT:
+            raise ExportInvalid(
+                f"{path} does not begin as an export of Flightlog's does", "flightlog export writes one"
+            )
+        self.head: dict[str, Any] = first["data"]
+
+    @property
+    def log(self) -> str:
+        """What its checkpoints call the log."""
+        return str(self.head["log"])
+
+    def events(self) -> Iterator[Event]:
+        """Its events, as they were stored; keys that come with them are gathered in ``keys``.
+
+        Raises:
+            ExportInvalid: it is cut off, or something in it is no event.
+        """
+        count = 0
+        for value in self._values():
+            if value["type"] == KEY:
+                self.keys |= value["data"]["keys"]
+                continue
+            if value["type"] == END:
+                if value["data"]["events"] != count:
+                    raise ExportInvalid(f"{self.path} has {count} events and says {value['data']['events']}")
+                return
+            count += 1
+            try:
+                yield Event(
+                    str(value["id"]),
+                    str(value["type"]).removeprefix("flightlog."),
+                    str(value["subject"]),
+                    int(value["flightlogversion"]),
+                    str(value["flightlogdata"]),
+                )
+            except (KeyError, ValueError) as error:
+                raise ExportInvalid(f"line {count} of {self.path} is no event: {error}") from error
+        raise ExportInvalid(f"{self.path} is cut off after {count} events", "have it made again")
+
+    def proofs(self) -> Iterator[tuple[Event, list[str] | None]]:
+        """Events of a part of a history, each with its proof."""
+        for value in self._values():
+            if value["type"] in (KEY, END):
+                continue
+            event = Event(
+                value["id"],
+                value["type"].removeprefix("flightlog."),
+                value["subject"],
+                int(value["flightlogversion"]),
+                value["flightlogdata"],
+            )
+            proof = value.get("flightlogproof")
+            yield event, proof.split() if proof is not None else None
+
+    def source(self, *, anchor: Verifier | None = None, extra: Iterable[Note] = ()) -> Source:
+        """To be verified."""
+        try:
+            return Source(
+                events=self.events(),
+                notes=[*(Note.parse(text) for text in self.head["checkpoints"]), *extra],
+                chain=list(self.head["keys"]),
+                witnesses=[Verifier.parse(text) for text in self.head["witnesses"]],
+                anchor=anchor,
+            )
+        except (ValueError, KeyError) as error:
+            raise Unverifiable(f"the head of {self.path} cannot be read: {error}") from error
+
+    def _values(self) -> Iterator[dict[str, Any]]:
+        with self._opened() as lines:
+            next(lines)
+            for line in lines:
+                yield self._parsed(line)
+
+    def _parsed(self, line: str) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value["type"], str):
+                return value
+        except (ValueError, KeyError):
+            pass  # told below, for whatever it is instead
+        raise ExportInvalid(f"{self.path} has a line that is no CloudEvent: {line[:60]!r}", "have it made again")
+
+    @contextmanager
+    def _opened(self) -> Iterator[Iterator[str]]:
+        with self.path.open("rb") as file:
+            packed = file.read(4) == ZSTD
+            file.seek(0)
+            raw: Any = zstandard.ZstdDecompressor().stream_reader(file) if packed else file
+            try:
+                yield iter(io.TextIOWrapper(raw, "utf-8", newline="\n") if packed else _decoded(file))
+            except (zstandard.ZstdError, UnicodeDecodeError) as error:
+                raise ExportInvalid(f"{self.path} cannot be unpacked: {error}", "have it made again") from error
+
+
+def _decoded(file: IO[bytes]) -> Iterator[str]:
+    for line in file:
+        yield line.decode()

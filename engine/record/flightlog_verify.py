@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Verify a proof or a bundle of Flightlog's, with nothing of Flightlog's: this file and ``cryptography``.
+
+    python flightlog_verify.py PROOF.json|BUNDLE.zip|FOLDER [--key KEY]
+
+It shows that each event was in the log which the site signed (RFC 6962 inclusion, Ed25519), and which witnesses
+cosigned it. That the key is the site's is for you to know: compare it with what the site's operator tells you, or
+name it with --key. Exit code 0: all hold; 7: something does not; 8: it could not be told.
+"""
+
+import base64
+import hashlib
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+
+def leaf(event):
+    """The hash of an event's stored fields, each with its length before it."""
+    parts = [str(event[name]).encode() for name in ("position", "type", "subject", "version", "d")]
+    return hashlib.sha256(b"\0" + b"".join(len(p).to_bytes(4, "big") + p for p in parts)).digest()
+
+
+def root_from(have, index, size, proof):
+    """The root that an inclusion proof leads to (RFC 9162, 2.1.3.2); None where it cannot be one."""
+    if not 0 <= index < size:
+        return None
+    first, last = index, size - 1
+    for step in proof:
+        if last == 0:
+            return None
+        if first & 1 or first == last:
+            have = hashlib.sha256(b"\1" + step + have).digest()
+            while not first & 1 and first:
+                first, last = first >> 1, last >> 1
+        else:
+            have = hashlib.sha256(b"\1" + have + step).digest()
+        first, last = first >> 1, last >> 1
+    return have if last == 0 else None
+
+
+def signed(text, line, key):
+    """Whether a signature line is a key's over a note's text."""
+    name, key_id, rest = key.strip().split("+", 2)
+    algorithm, public = base64.b64decode(rest)[0], base64.b64decode(rest)[1:]
+    if hashlib.sha256(f"{name}\n".encode() + bytes([algorithm]) + public).digest()[:4].hex() != key_id:
+        return False
+    said, _, data = line[2:].partition(" ")
+    raw = base64.b64decode(data)
+    if said != name or raw[:4].hex() != key_id:
+        return False
+    message, signature = text.encode(), raw[4:]
+    if algorithm == 4:
+        message = f"cosignature/v1\ntime {int.from_bytes(signature[:8], 'big')}\n{text}".encode()
+        signature = signature[8:]
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def chained(lines, anchor):
+    """Keys of the site: the first, or the one you name, and each that the one before it signed."""
+    trusted = [anchor or lines[0].partition(" ")[0]]
+    for line in lines:
+        key, _, proof = line.partition(" ")
+        if key not in trusted and proof:
+            public = [Ed25519PublicKey.from_public_bytes(base64.b64decode(t.split("+", 2)[2])[1:]) for t in trusted]
+            for one in public:
+                try:
+                    one.verify(base64.b64decode(proof), key.encode())
+                    trusted.append(key)
+                    break
+                except InvalidSignature:
+                    continue
+    return trusted
+
+
+def check(proofs, anchor):
+    """All proofs: what does not hold, and who signed."""
+    wrong, by_site, by_witness = [], set(), set()
+    for proof in proofs:
+        event, note = proof["event"], proof["checkpoint"]
+        text, _, tail = note.rpartition("\n\n")
+        text += "\n"
+        origin, size, root = text.split("\n")[:3]
+        lines = [line for line in tail.split("\n") if line]
+        steps = [base64.b64decode(step) for step in proof["proof"]]
+        seq = int(event["position"].partition("-")[2])
+        if root_from(leaf(event), seq - 1, int(size), steps) != base64.b64decode(root):
+            wrong.append(f"event {event['position']} is not in the log that was signed, or was changed")
+        keys = [k for k in chained(proof["keys"], anchor) if k.startswith(origin.rpartition("/")[0] + "+")]
+        signers = {key for key in keys for line in lines if signed(text, line, key)}
+        if not signers:
+            wrong.append(f"the checkpoint for event {event['position']} is not signed with the site's key")
+        by_site |= signers
+        by_witness |= {key for key in proof.get("witnesses", []) for line in lines if signed(text, line, key)}
+    return wrong, by_site, by_witness
+
+
+def load(path):
+    """Proofs from a file, a bundle or an unpacked one."""
+    path = Path(path)
+    if path.is_file() and not zipfile.is_zipfile(path):
+        return [json.loads(path.read_text())]
+    if path.is_dir():
+        return [json.loads(line) for line in (path / "proofs.jsonl").read_text().splitlines()]
+    with zipfile.ZipFile(path) as bundle:
+        return [json.loads(line) for line in bundle.read("proofs.jsonl").decode().splitlines()]
+
+
+def main(arguments):
+    """Verify, and say so."""
+    anchor = None
+    if "--key" in arguments:
+        at = arguments.index("--key")
+        anchor = arguments[at + 1]
+        del arguments[at : at + 2]
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    try:
+        proofs = load(arguments[0])
+        wrong, by_site, by_witness = check(proofs, anchor)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        print(f"could not verify: {type(error).__name__}: {error}")
+        return 8
+    for one in wrong[:20]:
+        print(f"WRONG: {one}")
+    if wrong:
+        print(f"DAMAGED: {len(wrong)} of {len(proofs)} events do not verify.")
+        return 7
+    if not proofs:
+        print("could not verify: there are no events in it")
+        return 8
+    print(f"{'WITNESSED' if by_witness else 'SITE-SIGNED'}: {len(proofs)} events verify.")
+    for key in sorted(by_site):
+        print(f"  signed with the site's key {key}")
+    for key in sorted(by_witness):
+        print(f"  cosigned by the witness {key}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""Projections, written anew while the site works: job by job, each in one short step.
+
+A rebuild (``engine.rebuild``) is for a record whose heads are gone: appends wait for it. This one is for a
+projection that somebody doubts: nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from engine.fold import JobState, apply, fact_of
+from engine.jobs import Jobs
+from engine.lifecycle import EVENTS, State
+from engine.rebuild import JobProjector
+from events.bodies.site import ProjectionRebuilt
+from events.envelope import Call
+from events.read import first_event, last_position, read, read_job
+from events.store import Store, translated
+from events.subjects import job_of
+
+TRIES = 20
+
+
+def mend(jobs: Jobs, call: Call, *, progress: Callable[[int], None] = lambda count: None) -> tuple[int, int]:
+    """Fold the whole log and write every job's projection; how many events there were, and jobs that differed.
+
+    Args:
+        jobs: of the site.
+        call: whose; it is recorded.
+        progress: told now and then how many events were folded.
+    """
+    store = jobs.store
+    upto = last_position(store)
+    begins = first_event(store)
+    projector = JobProjector(store)
+    versions: dict[str, int] = {}
+    positions: dict[str, list[str]] = {}
+    count = 0
+    for event in read(store, upto=upto):
+        projector.apply(event)
+        count += 1
+        job = job_of(event.subject)
+        if job is not None:
+            versions[job] = event.version
+            if begins is not None and event.seq >= begins.seq:
+                positions.setdefault(job, []).append(event.position)
+        if count % 20_000 == 0:
+            progress(count)
+    changed = 0
+    script = store.client.register_script((files("events") / "mend.lua").read_text("utf-8"))
+    for job, version in versions.items():
+        state, revision = projector.states.get(job, JobState()), projector.revisions.get(f"job/{job}", 0)
+        answer = _write(store, script, job, state, version, revision, positions.get(job, []))
+        for _ in range(TRIES):
+            if answer[0] == "OK":
+                break
+            answer = _write(store, script, job, *_folded(store, job))
+        changed += answer == ["OK", 1]
+    _strays(jobs, projector)
+    jobs.note(call, [ProjectionRebuilt(why="asked for", events=count, jobs=len(versions))])
+    return count, changed
+
+
+def _folded(store: Store, job: str) -> tuple[JobState, int, int, list[str]]:
+    """A job that has moved on: its state, version, revision, and its positions in Redis."""
+    begins = first_event(store)
+    state, version, revision = JobState(), 0, 0
+    positions = []
+    for event in read_job(store, job):
+        state = apply(state, fact_of(event))
+        version, revision = event.version, revision + (event.type in EVENTS)
+        if begins is not None and event.seq >= begins.seq:
+            positions.append(event.position)
+    return state, version, revision, positions
+
+
+def _write(
+    store: Store, script: object, job: str, state: JobState, version: int, revision: int, positions: list[str]
+) -> list[object]:
+    fields = {name: value for name, value in state.items() if value != ""}
+    flat = [part for pair in fields.items() for part in pair]
+    with translated():
+        answer: list[object] = script(  # type: ignore[operator]
+            keys=[store.keys.heads],
+            args=[
+                store.keys.prefix,
+                job,
+                f"{version} {revision}",
+                state.get("state", ""),
+                state.get("since", "0"),
+                len(fields),
+                *flat,
+                *positions,
+            ],
+        )
+    return answer
+
+
+def _strays(jobs: Jobs, projector: JobProjector) -> None:
+    """Jobs that are listed under a state that they are not in, go from there."""
+    for state in State:
+        for job in jobs.ids(state=state.value, limit=2**31):
+            folded = projector.states.get(job, JobState()).get("state")
+            if folded != state.value and jobs.load(job).state.get("state") != state.value:
+                jobs.store.command("ZREM", jobs.store.keys.state(state.value), job)

@@ -1,0 +1,59 @@
+"""What there is to verify: a site's log with its seal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.errors import Unverifiable
+from engine.record.verify import Source
+from engine.record.witnessing import witness_keys
+from engine.site import Site
+from engine.workspace import Workspace
+from events.merkle import Tree
+from events.note import Note, NoteInvalid, Verifier
+from events.read import read
+from events.seal import Keys, kept_notes
+
+ORIGINS = "origins"
+
+
+def chain_of(workspace: Workspace) -> list[str]:
+    """Public keys of a site, and of the sites whose history it took in."""
+    path = workspace.seal / ORIGINS
+    return [*(path.read_text().splitlines() if path.exists() else []), *Keys(workspace.seal).chain()]
+
+
+def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), anchor: Verifier | None = None) -> Source:
+    """A site's own log, from a sequence on, with all that was signed of it.
+
+    Args:
+        site: opened.
+        first: sequence.
+        extra: checkpoints that were kept elsewhere.
+        anchor: key of the site that is known from elsewhere.
+
+    Raises:
+        Unverifiable: the checkpoints cannot be read.
+    """
+    store, folder = site.jobs.store, site.workspace.seal
+    tree = Tree(folder / "tree", readonly=True) if (folder / "tree" / "0").exists() else None
+    after = "0-0"
+    if first > 1:
+        before = next((event for event in read(store) if event.seq == first - 1), None)
+        if before is None:
+            raise Unverifiable(f"the log has no event {first - 1}", "flightlog status says how far it goes")
+        if tree is None or tree.size < first - 1:
+            raise Unverifiable("what comes before was never sealed", "leave --from out, and verify the whole")
+        after = before.position
+    try:
+        notes = kept_notes(folder)
+    except (NoteInvalid, ValueError) as error:
+        raise Unverifiable(f"the checkpoints in {folder} cannot be read: {error}", "restore them") from error
+    return Source(
+        events=read(store, after=after),
+        notes=[*notes, *extra],
+        chain=chain_of(site.workspace),
+        witnesses=witness_keys(site.workspace),
+        tree=tree,
+        anchor=anchor,
+    )

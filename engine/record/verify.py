@@ -1,0 +1,371 @@
+"""Verification: what a log says of itself, held against its tree, its signatures and its witnesses.
+
+It needs nothing but the events and the checkpoints: no server, no network, and no key but public ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import from_json
+
+from engine.fold import TABLE, Fact, Illegal, JobState, changes
+from events.bodies import BODIES
+from events.bodies.record import (
+    BackupRestored,
+    CheckpointSigned,
+    CheckpointWitnessed,
+    HistoryLost,
+    Imported,
+    KeyRotated,
+    Verdict,
+)
+from events.envelope import Actor, Event, iso
+from events.errors import RecordDamaged
+from events.merkle import Tree
+from events.note import Note, NoteInvalid, Verifier
+from events.seal import chained, leaf_of
+from events.segments import order
+from events.subjects import SITE, job_of
+
+BATCH = 4096  # events
+SHOWN = 20  # problems, after which there is no use in looking on
+#: The first event of an epoch says why it began.
+OPENS_EPOCH = frozenset(body.name() for body in (HistoryLost, BackupRestored, Imported))
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: with which event, and what."""
+
+    seq: int
+    position: str
+    what: str
+
+
+@dataclass
+class Source:
+    """What is to be verified.
+
+    ``chain`` are the site's public keys (``events.seal.Keys.chain``); ``witnesses`` those that one believes,
+    whatever the site says; ``tree`` the hashes that the sealer kept, which tell which event was changed.
+    """
+
+    events: Iterable[Event]
+    notes: Sequence[Note] = ()
+    chain: Sequence[str] = ()
+    witnesses: Sequence[Verifier] = ()
+    tree: Tree | None = None
+    anchor: Verifier | None = None
+
+
+@dataclass
+class Report:
+    """What verification found. ``signed`` and ``witnessed`` are the events up to which each vouches."""
+
+    first: int = 0
+    last: int = 0
+    events: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    signed: int = 0
+    signed_at: str | None = None
+    witnessed: int = 0
+    witnessed_by: list[str] = field(default_factory=list)
+    checkpoints: int = 0
+    losses: list[str] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
+    root: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """In one word."""
+        if self.problems:
+            return "DAMAGED"
+        if self.witnessed >= self.first > 0:
+            return "WITNESSED"
+        return "SITE-SIGNED" if self.signed >= self.first > 0 else "UNSEALED"
+
+    def spans(self) -> list[tuple[Verdict, int, int]]:
+        """Which part is vouched for by whom: (word, first, last)."""
+        found: list[tuple[Verdict, int, int]] = []
+        low = self.first
+        for word, upto in (("WITNESSED", self.witnessed), ("SITE-SIGNED", self.signed), ("UNSEALED", self.last)):
+            if upto >= low > 0:
+                found.append((word, low, min(upto, self.last)))  # type: ignore[arg-type]
+                low = min(upto, self.last) + 1
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "verdict": self.verdict,
+            "events": self.events,
+            "first": self.first,
+            "last": self.last,
+            "root": self.root,
+            "spans": [{"verdict": word, "first": low, "last": high} for word, low, high in self.spans()],
+            "problems": [problem._asdict() for problem in self.problems],
+            "checkpoints": self.checkpoints,
+            "witnesses": self.witnessed_by,
+            "losses": self.losses,
+            "erased": self.erased,
+        }
+
+
+@cache
+def _shape(kind: str) -> TypeAdapter[Any]:
+    """The whole of ``d`` for a type, at the schema of today."""
+    whole = create_model(
+        f"Stored{kind}",
+        __config__=ConfigDict(extra="forbid"),
+        epoch=(int, ...),
+        number=(int, Field(alias="schema")),
+        call=(str, ...),
+        step=(str, ...),
+        arguments=(str, ...),
+        cause=(str | None, ...),
+        correlation=(str, ...),
+        actor=(Actor, ...),
+        body=(BODIES[kind], ...),
+    )
+    return TypeAdapter(whole)
+
+
+class Verification:
+    """One run over a log.
+
+    Args:
+        source: what is verified.
+        first: sequence to begin with; the hashes of what comes before are the sealer's.
+        last: sequence to end with; None: the end.
+    """
+
+    def __init__(self, source: Source, *, first: int = 1, last: int | None = None) -> None:
+        self.source = source
+        self.report = Report(first=first)
+        self._last = last
+        self._tree = Tree()
+        self._versions: dict[str, int] = {}
+        self._states: dict[str, JobState] = {}
+        self._notes = list(source.notes)
+        self._claimed: list[tuple[int, str, int, str]] = []
+        self._epochs: list[tuple[int, int]] = []
+        self._cuts: dict[int, int] = {}
+        self._ms, self._epoch = 0, 0
+        if first > 1 and source.tree is not None:
+            self._tree.append(source.tree.leaves(0, min(first - 1, source.tree.size)))
+
+    def run(self) -> Report:
+        """Look at everything; the report."""
+        keys = self.keys()
+        batch: list[Event] = []
+        try:
+            for event in self.source.events:
+                if self._last is not None and event.seq > self._last:
+                    break
+                batch.append(event)
+                if len(batch) == BATCH:
+                    self._take(batch)
+                    batch = []
+                    if len(self.report.problems) >= SHOWN:
+                        break
+        except RecordDamaged as error:
+            self._take(batch)
+            batch = []
+            self.bad(self.report.last + 1, "", error.what)
+        self._take(batch)
+        self._sealed(keys)
+        self.report.problems.sort(key=lambda problem: problem.seq)
+        del self.report.problems[SHOWN:]
+        return self.report
+
+    def bad(self, seq: int, position: str, what: str) -> None:
+        """Something is wrong with an event."""
+        self.report.problems.append(Problem(seq, position, what))
+
+    # -- event by event --------------------------------------------------------------------
+
+    def _take(self, batch: list[Event]) -> None:
+        leaves = []
+        for event in batch:
+            self._one(event)
+            leaves.append(leaf_of(event))
+        before = self._tree.size
+        self._tree.append(leaves)
+        self._compare(batch, before, leaves)
+
+    def _one(self, event: Event) -> None:
+        report = self.report
+        expected = (report.last or report.first - 1) + 1
+        ms, seq = order(event.position)
+        report.events += 1
+        report.last = seq
+        if seq != expected:
+            what = (
+                f"event {expected} is missing before it" if seq > expected else "it comes a second time, or too late"
+            )
+            self.bad(min(seq, expected), event.position, what)
+        if ms < self._ms:
+            self.bad(seq, event.position, f"its time is before that of the event before it ({iso(self._ms)})")
+        self._ms = ms
+        known = self._versions.get(event.subject)
+        if known is None and report.first > 1:
+            known = event.version - 1  # what came before was not asked for
+        if event.version != (known or 0) + 1:
+            self.bad(
+                seq, event.position, f"it is version {event.version} of {event.subject}, after version {known or 0}"
+            )
+        self._versions[event.subject] = event.version
+        if event.type not in BODIES:
+            self.bad(seq, event.position, f"there is no event type {event.type[:60]!r}")
+            return
+        job = job_of(event.subject)
+        if job is None and event.subject != SITE:
+            self.bad(seq, event.position, f"{event.subject[:60]!r} is no subject")
+            return
+        try:
+            whole = _shape(event.type).validate_json(event.current())
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "it"
+            self.bad(seq, event.position, f"{event.type} does not fit its schema: {name}: {first['msg'].lower()}")
+            return
+        if whole.epoch != self._epoch:
+            self._new_epoch(event, whole.epoch)
+        if job is not None and event.type in TABLE:
+            self._legal(event, job, whole)
+        elif event.type in _OF_THE_RECORD:
+            self._of_the_record(event, whole.body)
+        elif event.type == "Erased":
+            report.erased.append(f"{event.subject} at event {seq}")
+
+    def _new_epoch(self, event: Event, epoch: int) -> None:
+        if self._epoch and (epoch < self._epoch or event.type not in OPENS_EPOCH):
+            self.bad(event.seq, event.position, f"epoch {epoch} begins here, and nothing says why")
+        self._epoch = epoch
+        self._epochs.append((event.seq, epoch))
+
+    def _legal(self, event: Event, job: str, whole: Any) -> None:
+        state = self._states.get(job)
+        if state is None:
+            if self.report.first > 1 and event.version > 1:
+                return  # its life began before what was asked for
+            state = self._states[job] = JobState()
+        rest = from_json(event.raw)
+        fact = Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
+        try:
+            state.update(changes(state, fact))
+        except (Illegal, KeyError) as error:
+            self.bad(event.seq, event.position, f"{event.subject}: {error}")
+
+    def _of_the_record(self, event: Event, body: Any) -> None:
+        if isinstance(body, CheckpointSigned):
+            self._claimed.append((body.size, body.root, event.seq, event.position))
+        elif isinstance(body, CheckpointWitnessed):
+            self._claimed.append((body.size, body.root, event.seq, event.position))
+            try:
+                self._notes.append(Note.parse(body.note))
+            except NoteInvalid as error:
+                self.bad(event.seq, event.position, str(error))
+        elif isinstance(body, HistoryLost):
+            self._cuts[self._epoch] = body.first - 1
+            self.report.losses.append(
+                f"events {body.first} to {body.last} of the epoch before were lost; disclosed at event {event.seq}"
+            )
+        elif isinstance(body, KeyRotated):
+            keys = [str(key) for key in self._chain_keys()]
+            if body.new not in keys:
+                self.bad(event.seq, event.position, "it names a key that the site does not have")
+
+    # -- the tree --------------------------------------------------------------------------
+
+    def _compare(self, batch: list[Event], before: int, leaves: list[bytes]) -> None:
+        """With the sealer's hashes one sees which event it is; whether those can be believed comes later."""
+        tree = self.source.tree
+        if tree is None or len(self.report.problems) >= SHOWN:
+            return
+        kept = tree.leaves(before, min(before + len(leaves), tree.size)) if before < tree.size else []
+        for event, mine, its in zip(batch, leaves, kept, strict=False):
+            if mine != its:
+                self.bad(event.seq, event.position, "it is not the event that was sealed")
+                return
+
+    def _chain_keys(self) -> list[Verifier]:
+        return [Verifier.parse(line.partition(" ")[0]) for line in self.source.chain]
+
+    def keys(self) -> list[Verifier]:
+        """Keys that checkpoints may be signed with."""
+        try:
+            named = self._chain_keys()
+        except NoteInvalid as error:
+            self.bad(0, "", f"the site's keys: {error}")
+            return []
+        anchor = self.source.anchor
+        if anchor is not None and anchor not in named:
+            self.bad(0, "", f"the key {anchor.name}+{anchor.key_id.hex()} that you trust is not this site's")
+        # A site that took in another's history has that one's keys, too; each log's begin with its first.
+        trusted: list[Verifier] = []
+        for log in dict.fromkeys(key.name for key in named):
+            of_log = [key for key in named if key.name == log]
+            first = anchor if anchor is not None and anchor.name == log else of_log[0]
+            trusted += chained([line for line in self.source.chain if line.startswith(f"{log}+")], [first])
+        for key in named:
+            if key not in trusted:
+                self.bad(0, "", f"the key {key.name}+{key.key_id.hex()} was not signed by the one before it")
+        return trusted
+
+    def _sealed(self, keys: list[Verifier]) -> None:
+        report, size = self.report, self._tree.size
+        report.root = self._tree.root().hex()
+        if report.problems and any("missing" in p.what or "second time" in p.what for p in report.problems):
+            return  # no tree is comparable any more
+        whole = self._last is None
+        for claimed, root, seq, position in self._claimed:
+            if claimed >= seq or self._tree.root(min(claimed, size)).hex() != root:
+                self.bad(seq, position, f"the tree over {claimed} events is not the one that was signed")
+        seen: set[str] = set()
+        for note in self._notes:
+            try:
+                checkpoint = note.checkpoint
+            except NoteInvalid as error:
+                self.bad(0, "", str(error))
+                continue
+            report.checkpoints += note.text not in seen
+            seen.add(note.text)
+            epoch = int(checkpoint.origin.rpartition("/")[2]) if checkpoint.origin.rpartition("/")[2].isdigit() else 0
+            kept = min((cut for number, cut in self._cuts.items() if number > epoch), default=None)
+            if kept is not None and checkpoint.size > kept:
+                continue  # of what was lost, as the log itself says
+            if checkpoint.size > size:
+                if whole:
+                    self.bad(
+                        size,
+                        "",
+                        f"the log ends with event {size}, and {checkpoint.size} were signed: its end was cut",
+                    )
+                continue
+            if self._tree.root(checkpoint.size) != checkpoint.root:
+                self.bad(
+                    checkpoint.size,
+                    checkpoint.position,
+                    f"the tree over {checkpoint.size} events is not the one that was signed: one of them was changed",
+                )
+                continue
+            by_site, by_witness = note.signed_by(keys), note.signed_by(self.source.witnesses)
+            if not by_site:
+                self.bad(
+                    checkpoint.size,
+                    checkpoint.position,
+                    f"its checkpoint is signed by {', '.join(note.names())[:80]}, not with a key of the site",
+                )
+            elif checkpoint.size > report.signed:
+                report.signed, report.signed_at = checkpoint.size, checkpoint.position
+            if by_witness and checkpoint.size >= report.witnessed:
+                report.witnessed = checkpoint.size
+                report.witnessed_by = sorted({*report.witnessed_by, *by_witness})
+
+
+_OF_THE_RECORD = frozenset(body.name() for body in (CheckpointSigned, CheckpointWitnessed, HistoryLost, KeyRotated))

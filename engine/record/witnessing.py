@@ -1,0 +1,112 @@
+"""The site's side of a witness: it is shown each checkpoint, with the proof that nothing before it has changed."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from engine.errors import EngineDown
+from engine.files import read_json, write_json
+from engine.site import Site
+from engine.workspace import Workspace
+from events.merkle import Tree
+from events.note import Note, NoteInvalid, Verifier
+from events.seal import Keys
+
+PATIENCE = 5.0  # seconds
+
+
+class Refused(Exception):
+    """A witness does not cosign a checkpoint, and says why."""
+
+
+def submit(workspace: Workspace, tree: Tree, note: Note, url: str) -> tuple[Note, Verifier]:
+    """Have a witness cosign a checkpoint; the note with its signature, and its key.
+
+    The key is taken at the first time, and has to be the same from then on.
+
+    Raises:
+        Refused: it has seen another log. EngineDown: it does not answer.
+    """
+    known = _known(workspace)
+    mine: dict[str, Any] = known.get(url, {})
+    key = Verifier.parse(mine["key"]) if mine else Verifier.parse(_ask(f"{url}/key")[1])
+    checkpoint = note.checkpoint
+    old = int(mine.get("sizes", {}).get(checkpoint.origin, 0))
+    for _ in range(2):
+        if old > checkpoint.size:
+            raise Refused(f"it has seen {old} events of this log, which has {checkpoint.size}")
+        proof = tree.consistency(old, checkpoint.size) if old else []
+        head = "".join(f"{base64.b64encode(step).decode()}\n" for step in proof)
+        status, said = _ask(
+            f"{url}/add-checkpoint", f"old {old}\n{head}\n{note}".encode(), Keys(workspace.seal).chain()
+        )
+        if status != 409:
+            break
+        old = int(said) if said.strip().isdigit() else 0
+    if status != 200:
+        raise Refused(said.strip() or f"it answers {status}")
+    cosigned = Note(note.text, (*note.lines, said))
+    if not cosigned.signed_by([key]):
+        raise Refused("it answers with a signature that is not of the key that it had before")
+    sizes = {**mine.get("sizes", {}), checkpoint.origin: checkpoint.size}
+    known[url] = {"key": str(key), "sizes": sizes, "size": checkpoint.size, "at": time.time()}
+    write_json(workspace.seal / "witnesses.json", known)
+    return cosigned, key
+
+
+def witnesses(site: Site) -> list[str]:
+    """Addresses of the witnesses that this site shows its checkpoints: its own, and the federation's server."""
+    named = [url.strip() for url in site.settings.witness.split(",")]
+    of_server = (read_json(site.workspace.seal / "federation.json") or {}).get("witness", "")
+    return [url for url in dict.fromkeys([*named, str(of_server)]) if url]
+
+
+def _known(workspace: Workspace) -> dict[str, Any]:
+    return read_json(workspace.seal / "witnesses.json") or {}
+
+
+def witness_keys(workspace: Workspace) -> list[Verifier]:
+    """Keys of the witnesses that this site has been with."""
+    return [Verifier.parse(one["key"]) for one in _known(workspace).values()]
+
+
+def witnessed(workspace: Workspace) -> tuple[int, float]:
+    """Up to which event a witness vouches, and since when."""
+    found = [(int(one["size"]), float(one["at"])) for one in _known(workspace).values()]
+    return max(found, default=(0, 0.0))
+
+
+def last_seen(url: str, log: str) -> Note | None:
+    """What a witness has seen last of a log; None: nothing.
+
+    Raises:
+        EngineDown: it does not answer, or with something else.
+    """
+    status, said = _ask(f"{url}/checkpoint?{urllib.parse.urlencode({'log': log})}")
+    if status == 404:
+        return None
+    try:
+        return Note.parse(said)
+    except NoteInvalid as error:
+        raise EngineDown(f"{url} is no witness: {error}", "name one with --witness") from error
+
+
+def _ask(url: str, body: bytes | None = None, chain: list[str] | None = None) -> tuple[int, str]:
+    if not url.startswith(("http://", "https://")):
+        raise EngineDown(f"the witness {url[:100]!r} is no address", "it reads http://HOST:PORT")
+    headers = {"Flightlog-Keys": ", ".join(chain)} if chain else {}
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - http or https, see above
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            return int(answer.status), answer.read(65_536).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(65_536).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineDown(f"the witness {url} does not answer: {error}", "it is asked again later") from error

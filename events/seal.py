@@ -1,0 +1,300 @@
+"""Sealing: a Merkle tree over the log, and signed checkpoints of it.
+
+The sealer follows the log and never stands in an append's way. What it has on disk, in this order: the tree's
+hashes, then the checkpoint over them. A crash in between leaves a tree that is too long, which is cut; so for
+one size of an epoch there is one root for ever.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import redis
+
+from events.bodies.record import HistoryLost
+from events.envelope import Event
+from events.errors import HistoryBroken, RecordDamaged
+from events.merkle import Tree, canonical, leaf_hash
+from events.note import Checkpoint, Note, Signer, Verifier
+from events.read import read
+from events.segments import order
+from events.store import Store, translated
+
+BATCH = 20_000  # events of one checkpoint, at most
+FSYNC_PATIENCE = 5_000  # ms
+#: Events of the sealer itself: they are sealed with what comes next, and are no reason to sign.
+QUIET = frozenset(("CheckpointSigned", "CheckpointWitnessed", "WitnessRefused", "SegmentWritten"))
+
+
+class Keys:
+    """The site's signing key, and those that it had before.
+
+    Args:
+        folder: ``key`` is the private one, ``signers`` has the public ones.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "key"
+
+    def signer(self, name: str) -> Signer:
+        """The key to sign with, made where there is none."""
+        if not self.path.exists():
+            self._put(Signer.new(name))
+        return Signer.parse(self.path.read_text())
+
+    def rotate(self, name: str) -> tuple[Verifier, Verifier, str]:
+        """Take another key; the old one, the new one, and the old one's signature over the new."""
+        with self.held():
+            old = self.signer(name)
+            new = Signer.new(name)
+            proof = base64.b64encode(old.key.sign(str(new.verifier).encode())).decode()
+            self._put(new, proof)
+        return old.verifier, new.verifier, proof
+
+    def verifiers(self) -> list[Verifier]:
+        """All public keys of this site, the oldest first."""
+        return [Verifier.parse(line.partition(" ")[0]) for line in self.chain()]
+
+    def chain(self) -> list[str]:
+        """A line per public key, the oldest first: the key, and after a blank the one before's signature over it."""
+        path = self.folder / "signers"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody signs, and nobody rotates, at the same time."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.folder / "key.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _put(self, signer: Signer, proof: str = "") -> None:
+        lines = [*self.chain(), f"{signer.verifier} {proof}".strip()]
+        write(self.folder / "signers", "".join(f"{line}\n" for line in lines))
+        write(self.path, str(signer))
+
+
+class Sealer:
+    """Seals one site's log.
+
+    Args:
+        store: the site's record.
+        folder: of the seal.
+        log: what names this log in checkpoints, ``flightlog/<site>/<id>``; the epoch comes after it.
+    """
+
+    def __init__(self, store: Store, folder: Path, log: str) -> None:
+        self.store = store
+        self.folder = folder
+        self.log = log
+        self.keys = Keys(folder)
+        self.tree = Tree(folder / "tree")
+        self.note: Note | None = None
+        self.position = "0-0"
+        #: Types of the events that the last checkpoint is the first over.
+        self.types: frozenset[str] = frozenset()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.tree.close()
+
+    @property
+    def size(self) -> int:
+        """Events that are sealed."""
+        return self.tree.size
+
+    def begin(self) -> None:
+        """Go on from what was sealed last.
+
+        Raises:
+            HistoryBroken: the log ends before that, or does not begin with it.
+        """
+        note = latest(self.folder)
+        if note is None:
+            self.tree.cut(0)
+            return
+        checkpoint = note.checkpoint
+        size, position = checkpoint.size, checkpoint.position
+        lost = self._lost_since(checkpoint)
+        if lost is not None:
+            size, position = lost
+        if self.tree.size < size or (lost is None and self.tree.root(size) != checkpoint.root):
+            self.tree.cut(0)
+            self._grow_again(size)
+        self.tree.cut(size)
+        if lost is None:
+            self._same(checkpoint)
+        self.note, self.position = note, position
+
+    def _same(self, checkpoint: Checkpoint) -> None:
+        if self.tree.root() != checkpoint.root:
+            raise HistoryBroken(
+                f"the log does not begin with the {checkpoint.size} events that were sealed", "flightlog verify"
+            )
+        with translated():
+            end = cast("str | None", self.store.client.hget(self.store.keys.heads, "@seq"))
+        if end is not None and int(end) < checkpoint.size:
+            raise HistoryBroken(
+                f"the log ends with event {end}, and {checkpoint.size} were sealed",
+                "a backup or a failover is disclosed with: flightlog new-epoch --reason TEXT",
+            )
+
+    def _lost_since(self, checkpoint: Checkpoint) -> tuple[int, str] | None:
+        """Size and position up to which an epoch that began after a checkpoint has kept what was sealed."""
+        was = int(checkpoint.origin.rpartition("/")[2])
+        with translated():
+            now = int(self.store.client.hget(self.store.keys.heads, "@epoch") or was)
+        if now == was:
+            return None
+        kept, before = None, "0-0"
+        for event in read(self.store):
+            if event.type == HistoryLost.name() and int(event.stored()["epoch"]) > was:
+                kept = min(kept[0] if kept else 2**63, event.body["first"] - 1), before
+                break
+            before = event.position
+        return (kept[0], kept[1]) if kept else None
+
+    def _grow_again(self, size: int) -> None:
+        """The tree's hashes, anew from the log."""
+        events = read(self.store)
+        while batch := list(islice(events, min(BATCH, size - self.tree.size))):
+            self.tree.append([leaf_of(event) for event in batch])
+            if self.tree.size == size:
+                break
+
+    def step(self) -> Note | None:
+        """Seal what is new; the checkpoint, or None where there is nothing worth one.
+
+        Raises:
+            RecordDamaged: the log has a gap. LogUnavailable: the server is away.
+        """
+        events = list(islice(read(self.store, after=self.position), BATCH))
+        if all(event.type in QUIET for event in events):
+            return None
+        expected = self.tree.size
+        for event in events:
+            expected += 1
+            if event.seq != expected:
+                raise RecordDamaged(
+                    f"event {expected} is missing: after it comes {event.position}", "flightlog verify"
+                )
+        wait_fsynced(self.store)
+        epoch = events[-1].stored()["epoch"]
+        self.tree.append([leaf_of(event) for event in events])
+        self.tree.sync()
+        checkpoint = Checkpoint(f"{self.log}/{epoch}", self.tree.size, self.tree.root(), events[-1].position)
+        with self.keys.held():
+            text = checkpoint.text()
+            note = Note(text, (self.keys.signer(self.log).line(text),))
+            write(self.folder / "checkpoint", str(note))
+        self.note, self.position = note, events[-1].position
+        self.types = frozenset(event.type for event in events)
+        return note
+
+
+def leaf_of(event: Event) -> bytes:
+    """The hash of an event as a leaf."""
+    return leaf_hash(canonical(event.position, event.type, event.subject, event.version, event.raw))
+
+
+def chained(lines: Sequence[str], known: Sequence[Verifier]) -> list[Verifier]:
+    """Keys of a chain that follow from a known one: each was signed by the one before it."""
+    trusted = list(known)
+    for line in lines:
+        text, _, proof = line.partition(" ")
+        key = Verifier.parse(text)
+        if key in trusted:
+            continue
+        try:
+            signature = base64.b64decode(proof, validate=True)
+        except ValueError:
+            continue
+        if trusted and any(one.signed(text.encode(), signature) for one in trusted):
+            trusted.append(key)
+    return trusted
+
+
+def latest(folder: Path) -> Note | None:
+    """The last checkpoint that was signed; None where there is none."""
+    try:
+        return Note.parse((folder / "checkpoint").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def keep_note(folder: Path, note: Note) -> None:
+    """Keep a checkpoint for ever, beside the last."""
+    with (folder / "notes").open("a") as file:
+        file.write(json.dumps(str(note)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def kept_notes(folder: Path) -> list[Note]:
+    """Checkpoints that were kept, and the last one; a line that was cut off by a crash is left out."""
+    path = folder / "notes"
+    lines = path.read_text().splitlines() if path.exists() else []
+    notes = [Note.parse(json.loads(line)) for line in lines if line.endswith('"')]
+    last = latest(folder)
+    if last is not None and last.text not in {note.text for note in notes}:
+        notes.append(last)
+    return notes
+
+
+def wait_fsynced(store: Store) -> None:
+    """Return when all that was read from the log so far is on the server's disk.
+
+    A server that knows ``WAITAOF`` says so itself; of another one it is known a moment later, since it syncs
+    every second.
+    """
+    with translated():
+        pipe = store.client.pipeline(transaction=False)
+        # On one connection: WAITAOF is about what this very connection has written.
+        pipe.set(store.keys.cursor("sealer"), "1", px=60_000)
+        pipe.execute_command("WAITAOF", 1, 0, FSYNC_PATIENCE)  # type: ignore[no-untyped-call]
+        try:
+            answer = pipe.execute()[1]
+        except redis.ResponseError as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            time.sleep(1.1)
+            info = cast("dict[str, object]", store.client.info("persistence"))
+            answer = [info.get("aof_last_write_status") == "ok" and not info.get("aof_pending_bio_fsync")]
+    if not answer[0]:
+        raise RecordDamaged("the record server does not get its log onto its disk", "look at that disk")
+
+
+def write(path: Path, text: str) -> None:
+    """A file for the owner alone, whole and on disk."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    part.replace(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sequence(position: str) -> int:
+    """The sequence of a position."""
+    return order(position)[1]

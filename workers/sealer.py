@@ -1,0 +1,216 @@
+"""The sealer of a site: seals its log, has it witnessed, moves history to disk, and watches how full it gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+
+from engine.errors import EngineDown
+from engine.files import FileLock
+from engine.jobs import Jobs
+from engine.readmodels.room import rooms
+from engine.record.sealed import log_name, say
+from engine.record.witnessing import Refused, submit, witnessed, witnesses
+from engine.site import Site
+from events.bodies.base import Body
+from events.bodies.record import CheckpointSigned, CheckpointWitnessed, RoomLow, SegmentWritten, WitnessRefused
+from events.errors import FlightlogError, HistoryBroken
+from events.keep import to_disk, trim
+from events.note import Note
+from events.seal import Sealer, keep_note
+from events.segments import Segment
+from events.store import translated
+
+log = logging.getLogger("flightlog.sealer")
+
+#: A checkpoint is put on the record after so many events, or seconds, and at a job's end; others only on disk.
+RECORD_EVENTS, RECORD_SECONDS = 1_000, 60.0
+ENDS = frozenset(("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFailed", "LaunchExpired"))
+ROOM_EVERY = 2.0  # seconds
+#: What says that there is no room lasts so long without being said again: a sealer that died refuses nothing.
+FULL_LASTS = 20.0
+#: Once full, it is so until this much less is used.
+SLACK = 0.02
+
+
+class SealerDuty:
+    """One site's sealer, while it has the lock.
+
+    Args:
+        site: opened.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.jobs: Jobs = site.jobs
+        self.sealer = Sealer(site.jobs.store, site.workspace.seal, log_name(site.workspace))
+        self._recorded_size, self._recorded_at = 0, time.monotonic()
+        self._witness_at, self._room_at = 0.0, 0.0
+        self._due = False
+        self._said: dict[str, str] = {}
+        self._witnessed: tuple[int, float] = witnessed(site.workspace)
+        self._refused = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Seal until ``stop``; what goes wrong is told and tried again."""
+        begun = False
+        while not stop.is_set():
+            broken = ""
+            try:
+                if not begun:
+                    self.sealer.begin()
+                    self._recorded_size = self.sealer.size
+                    begun = True
+                while self.once() and not stop.is_set():
+                    pass
+            except FlightlogError as error:
+                broken = str(error)
+                if isinstance(error, HistoryBroken):
+                    begun = False  # disclosed by an epoch, it goes on
+                log.warning("%s", error)
+            except OSError as error:
+                broken = f"{error.strerror}: {error.filename}"
+                log.exception("the disk does not take it")
+            self._say(broken)
+            stop.wait(5.0 if broken else self.site.settings.seal_every)
+        self.sealer.close()
+
+    def once(self) -> bool:
+        """One look; whether there is more to seal at once."""
+        note = self.sealer.step()
+        if note is not None:
+            self._record(note)
+        if time.monotonic() - self._room_at > ROOM_EVERY:
+            self._room_at = time.monotonic()
+            self.room()
+        store, settings = self.jobs.store, self.site.settings
+        to_disk(store, self.sealer.tree, self.sealer.size, size=settings.segment, written=self._written)
+        trim(store, settings.keep)
+        if self._due or time.monotonic() - self._witness_at > settings.witness_every:
+            self._witness()
+        return note is not None and note.checkpoint.size - self._recorded_size > RECORD_EVENTS
+
+    def _record(self, note: Note) -> None:
+        ended = bool(self.sealer.types & ENDS)
+        size, now = note.checkpoint.size, time.monotonic()
+        if not (ended or size - self._recorded_size >= RECORD_EVENTS or now - self._recorded_at >= RECORD_SECONDS):
+            return
+        keep_note(self.sealer.folder, note)
+        key = self.sealer.keys.verifiers()[-1]
+        signed = CheckpointSigned(size=size, root=note.checkpoint.root.hex(), key=f"{key.name}+{key.key_id.hex()}")
+        self._note("checkpoint", signed)
+        self._recorded_size, self._recorded_at = size, now
+        self._due |= ended
+
+    def _written(self, segment: Segment) -> None:
+        self._note(
+            "segment",
+            SegmentWritten(first=segment.first, last=segment.last, sha256=segment.sha256, size=segment.size),
+        )
+
+    def _witness(self) -> None:
+        self._witness_at, self._due = time.monotonic(), False
+        note = self.sealer.note
+        if note is None or note.checkpoint.size <= self._witnessed[0]:
+            return
+        refused = []
+        for url in witnesses(self.site):
+            try:
+                cosigned, witness = submit(self.site.workspace, self.sealer.tree, note, url)
+            except Refused as error:
+                refused.append(f"{url}: {error}")
+                if self._refused != refused[-1]:
+                    size = note.checkpoint.size
+                    self._note("refused", WitnessRefused(size=size, url=url, why=str(error)[:300]))
+                    self._refused = refused[-1]
+                log.error("the witness %s refuses this log: %s", url, error)
+                continue
+            except EngineDown as error:
+                log.warning("%s", error)
+                continue
+            keep_note(self.sealer.folder, cosigned)
+            checkpoint = note.checkpoint
+            told = CheckpointWitnessed(
+                size=checkpoint.size, root=checkpoint.root.hex(), witness=str(witness), note=str(cosigned)
+            )
+            self._note("witnessed", told)
+            self._witnessed = checkpoint.size, time.time()
+        if not refused:
+            self._refused = ""
+
+    def room(self) -> None:
+        """Look how full memory and disk are; say so, and refuse new work, before there is no room for outcomes."""
+        settings, store = self.site.settings, self.jobs.store
+        full = []
+        for room in rooms(self.site):
+            before = self._said.get(room.what, "")
+            slack = SLACK if before else 0.0
+            state = (
+                "full"
+                if room.part >= settings.room_full - (slack if before == "full" else 0)
+                else "low"
+                if room.part >= settings.room_warn - slack
+                else ""
+            )
+            if state != before and state:
+                log.warning("%s is %s: %d of %d bytes are used", room.what, state, room.used, room.limit)
+                self._note(
+                    f"room-{room.what}",
+                    RoomLow(
+                        what="memory" if room.what == "memory" else "disk",
+                        used=room.used,
+                        limit=room.limit,
+                        full=state == "full",
+                    ),
+                )
+            self._said[room.what] = state
+            if state == "full":
+                full.append(f"{room.what} is {room.part:.0%} full, and the rest is for what is under way")
+        with translated():
+            if full:
+                store.client.set(store.keys.full, "; ".join(full), px=int(FULL_LASTS * 1000))
+            else:
+                store.client.delete(store.keys.full)
+
+    def _note(self, step: str, body: Body) -> None:
+        self.jobs.note(self.site.system_call(f"seal:{step}", role="sealer"), [body])
+
+    def _say(self, broken: str) -> None:
+        say(
+            self.site.workspace,
+            pid=os.getpid(),
+            size=self.sealer.size,
+            broken=broken or None,
+            witnessed=self._witnessed[0],
+            witnessed_at=self._witnessed[1] or None,
+            witness_refused=self._refused or None,
+            room={what: state for what, state in self._said.items() if state},
+        )
+
+
+def run_sealer(site: Site, *, until_eof: bool = False) -> int:
+    """Seal a site's log until told to end; where another process does it, wait for its place."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if until_eof:
+        threading.Thread(target=_await_eof, args=(stop,), name="until-eof", daemon=True).start()
+    lock = FileLock(site.workspace.seal / "lock")
+    while not lock.acquire() and not stop.wait(0.5):
+        pass
+    try:
+        if not stop.is_set():
+            SealerDuty(site).run(stop)
+    finally:
+        lock.release()
+        site.close()
+    return 0
+
+
+def _await_eof(stop: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    stop.set()
