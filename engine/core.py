@@ -27,7 +27,7 @@ from events.append import WorkRefused
 from events.bodies.base import Body
 from events.bodies.job import CallRefused
 from events.envelope import Call, digest_of
-from events.errors import FlightlogError, LogUnavailable, RevisionConflict
+from events.errors import FlightlogError, LogUnavailable, RecordFull, RevisionConflict
 
 log = logging.getLogger("flightlog.engine")
 
@@ -103,6 +103,8 @@ class Core:
         expected = expected_revision()
         try:
             recorded = self.site.jobs.transact(call, job_id, choose, revision=expected)
+        except RecordFull as full:
+            raise self.refuse(call, command.method, full, job_id) from full
         except RevisionConflict as conflict:
             if expected is None:
                 raise

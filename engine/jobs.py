@@ -193,8 +193,9 @@ class Jobs:
         """What ``note`` appends, for whoever appends several at once."""
         subject = job_subject(job_id) if job_id else SITE
         ops = note_ops(call, job_id, bodies, ops)
-        hidden = self._hidden(job_id, bodies)
-        return self._hidden_call(call, job_id), [NewEvent(subject, body) for body in hidden], ops
+        about = job_id or self._concerned(bodies[0])
+        hidden = self._hidden(about, bodies)
+        return self._hidden_call(call, about), [NewEvent(subject, body) for body in hidden], ops
 
     def note_all(self, call: Call, notes: Sequence[Note]) -> Appended:
         """Record notes about several jobs, or the site, in one append: all of them, or none."""
@@ -204,14 +205,20 @@ class Jobs:
         events = [
             NewEvent(
                 job_subject(n.job) if n.job else SITE,
-                self._hidden(n.job, [n.body])[0],
+                self._hidden(about, [n.body])[0],
                 n.cause or None,
                 n.correlation or None,
-                self._hidden_call(call, n.job).actor,
+                self._hidden_call(call, about).actor,
             )
             for n in notes
+            for about in (n.job or self._concerned(n.body),)
         ]
         return self.log.append(call, events, ops)
+
+    def _concerned(self, body: Body) -> str | None:
+        """The job that an event of the site is about: what it says of persons is forgotten with that job."""
+        job, vault = getattr(body, "job", None), self.store.vault
+        return job if vault is not None and isinstance(job, str) and vault.knows(job) else None
 
     def _hidden(self, job_id: str | None, bodies: Sequence[Body]) -> Sequence[Body]:
         """A job's bodies as they are recorded: personal fields as tokens."""

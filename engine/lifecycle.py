@@ -188,3 +188,12 @@ def compiled_events() -> dict[str, dict[str, str]]:
         event: {state.value: (dest or state).value for states, dest in rows for state in states}
         for event, rows in EVENTS.items()
     }
+
+
+#: What is done with the record itself: whoever examines it sees these first.
+OF_THE_RECORD = frozenset(
+    (
+        *("ReviewRecorded", "Verified", "Exported", "Imported", "Erased", "HoldSet", "HoldLifted", "KeyRotated"),
+        *("HistoryLost", "BackupRestored", "WitnessRefused", "AccessChanged", "RoomLow"),
+    )
+)

@@ -74,6 +74,8 @@ def job(job_id: str, loaded: Loaded, workspace: Workspace | None = None) -> dict
         "transfers": _number(state, "transfers") or 0,
         "log_sharing": state.get("log_sharing") or None,
         "settled": _number(state, "settled") == state.attempt if state.attempt else None,
+        "held": bool(state.get("hold")),
+        "erased": _time(state, "erased"),
         **commands(job_id, state),
     }
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from redis.commands.core import Script
+
 from events.bodies.base import Body
 from events.envelope import Actor, Call, encode
 from events.errors import CallIdReused, Fenced, FlightlogError, RecordDamaged, RecordFull, RevisionConflict
@@ -14,6 +16,8 @@ from events.store import Store, translated
 
 Closing = Literal["any", "open", "unclaimed", "lapsed", "token"]
 
+#: Kinds of work that are refused where there is no room; ``append.lua`` has the same.
+NEW = frozenset(("deploy", "launch", "aux", "transfer"))
 #: Seconds for which a call that opened no work is remembered.
 REMEMBERED = 600
 
@@ -24,6 +28,8 @@ class Ops:
     def __init__(self) -> None:
         self.args: list[str | int] = []
         self.opens = False
+        #: It must have room, where memory is short too: it ends something, or is about an end.
+        self.urgent = False
 
     def set(self, key: str, values: Mapping[str, str]) -> Ops:
         """Set fields of a hash."""
@@ -51,6 +57,7 @@ class Ops:
     def open(self, work: str, deadline: str, values: Mapping[str, str]) -> Ops:
         """Open work; where it is open already, only its fields are set."""
         self.opens = True
+        self.urgent |= work.partition("_")[0] not in NEW
         self.args += ["O", work, deadline, len(values)]
         for name, value in values.items():
             self.args += [name, escaped(value)]
@@ -58,11 +65,13 @@ class Ops:
 
     def close(self, work: str, how: Closing = "open", token: str = "") -> Ops:
         """Close work, under a condition on who holds it."""
+        self.urgent = True
         self.args += ["C", work, how, token]
         return self
 
     def claim(self, work: str, *, token: str, worker: str, until: int, attempts: int) -> Ops:
         """Claim work, or hold on to it with the same token, until ``until`` (ms, record's clock)."""
+        self.urgent = True
         self.args += ["K", work, token, worker, until, attempts]
         return self
 
@@ -202,7 +211,7 @@ class Log:
         with translated():
             pipe = self.store.client.pipeline(transaction=False)
             for call, events, ops in requests:
-                pipe.evalsha(self.store.append_script.sha, 2, *keys, *self._args(call, events, ops, None))
+                pipe.evalsha(self._script(ops).sha, 2, *keys, *self._args(call, events, ops, None))
             answers = pipe.execute(raise_on_error=False)
         return [
             _appended(answer, len(request[1]))
@@ -240,10 +249,13 @@ class Log:
         expected: tuple[str, int] | None,
     ) -> list[Any]:
         with translated():
-            answer: list[Any] = self.store.append_script(
+            answer: list[Any] = self._script(ops)(
                 keys=[self.store.keys.log, self.store.keys.heads], args=self._args(call, events, ops, expected)
             )
         return answer
+
+    def _script(self, ops: Ops | None) -> Script:
+        return self.store.reserve_script if ops is not None and ops.urgent else self.store.append_script
 
     def _args(
         self,

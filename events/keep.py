@@ -9,9 +9,9 @@ from itertools import islice
 from events.errors import RecordDamaged
 from events.merkle import Tree
 from events.read import first_event, read
-from events.seal import leaf_of
+from events.seal import PAGE, leaf_of
 from events.segments import Archive, Segment, order, write_segment
-from events.store import Store, translated
+from events.store import Store, allowed_when_full, translated
 from events.subjects import job_of
 
 SEGMENT = 5_000  # events
@@ -35,7 +35,7 @@ def to_disk(store: Store, tree: Tree, sealed: int, *, size: int = SEGMENT, writt
     archive = _archive(store)
     count = 0
     while sealed - archive.end >= size:
-        events = list(islice(read(store, after=archive.last_position), size))
+        events = list(islice(read(store, after=archive.last_position, page=PAGE), size))
         first = archive.end
         for event, leaf in zip(events, tree.leaves(first, first + size), strict=True):
             if leaf_of(event) != leaf:
@@ -72,7 +72,7 @@ def trim(store: Store, keep: int, *, most: int = 20) -> int:
         ms, seq = order(segment.last_position)
         with translated():
             answer = store.client.eval(
-                (files("events") / "trim.lua").read_text("utf-8"),
+                allowed_when_full(store.client, (files("events") / "trim.lua").read_text("utf-8")),
                 2,
                 store.keys.log,
                 store.keys.heads,

@@ -27,9 +27,11 @@ from events.merkle import Tree, canonical, leaf_hash
 from events.note import Checkpoint, Note, Signer, Verifier
 from events.read import read
 from events.segments import order
-from events.store import Store, translated
+from events.store import Store, allowed_when_full, translated
 
-BATCH = 20_000  # events of one checkpoint, at most
+BATCH = 20_000  # events of one checkpoint, at most,
+BATCH_BYTES = 32 * 2**20  # and bytes of them
+PAGE = 200  # events that are fetched at once: what waits to be sent counts as the server's memory
 FSYNC_PATIENCE = 5_000  # ms
 #: Events of the sealer itself: they are sealed with what comes next, and are no reason to sign.
 QUIET = frozenset(("CheckpointSigned", "CheckpointWitnessed", "WitnessRefused", "SegmentWritten"))
@@ -139,6 +141,15 @@ class Sealer:
             self._same(checkpoint)
         self.note, self.position = note, position
 
+    def _next(self) -> list[Event]:
+        events, size = [], 0
+        for event in islice(read(self.store, after=self.position, page=PAGE), BATCH):
+            events.append(event)
+            size += len(event.raw)
+            if size > BATCH_BYTES:
+                break
+        return events
+
     def _same(self, checkpoint: Checkpoint) -> None:
         if self.tree.root() != checkpoint.root:
             raise HistoryBroken(
@@ -181,7 +192,7 @@ class Sealer:
         Raises:
             RecordDamaged: the log has a gap. LogUnavailable: the server is away.
         """
-        events = list(islice(read(self.store, after=self.position), BATCH))
+        events = self._next()
         if all(event.type in QUIET for event in events):
             return None
         expected = self.tree.size
@@ -254,6 +265,9 @@ def kept_notes(folder: Path) -> list[Note]:
     return notes
 
 
+_MARK = "return redis.call('SET', KEYS[1], '1', 'PX', 60000)"
+
+
 def wait_fsynced(store: Store) -> None:
     """Return when all that was read from the log so far is on the server's disk.
 
@@ -263,7 +277,7 @@ def wait_fsynced(store: Store) -> None:
     with translated():
         pipe = store.client.pipeline(transaction=False)
         # On one connection: WAITAOF is about what this very connection has written.
-        pipe.set(store.keys.cursor("sealer"), "1", px=60_000)
+        pipe.eval(allowed_when_full(store.client, _MARK), 1, store.keys.cursor("sealer"))
         pipe.execute_command("WAITAOF", 1, 0, FSYNC_PATIENCE)  # type: ignore[no-untyped-call]
         try:
             answer = pipe.execute()[1]

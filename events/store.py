@@ -135,7 +135,10 @@ class Store:
         for command in ("XRANGE", "XREVRANGE", "XREAD"):
             # As the server sends them: redis-py's own parsing is a third of a replay.
             client.set_response_callback(command, _as_sent)
-        self.append_script = client.register_script(_script())
+        script = _script()
+        self.append_script = client.register_script(script)
+        #: The same, where memory is short: for ends, aborts and what else must have room.
+        self.reserve_script = client.register_script(allowed_when_full(client, script))
         self._check = check
         self._checked = False
         self.epoch = 1
@@ -159,6 +162,12 @@ class Store:
         """One Redis command, with Flightlog's errors."""
         with translated():
             return self.client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+def allowed_when_full(client: redis.Redis, script: str) -> str:
+    """A script that may write although the server is at its maxmemory."""
+    # A stand-in for tests knows neither this line nor a maxmemory.
+    return script if type(client).__module__.startswith("fakeredis") else f"#!lua flags=allow-oom\n{script}"
 
 
 def _as_sent(answer: Any, **options: Any) -> Any:

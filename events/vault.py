@@ -96,6 +96,10 @@ class Vault:
                 self._tokens.popitem(last=False)
         return token
 
+    def knows(self, job: str) -> bool:
+        """There is, or was, a key of this job."""
+        return job in self._current or self._path(key_name(job, 0)).exists()
+
     # -- revealing -------------------------------------------------------------------------
 
     def reveal(self, text: str) -> str:

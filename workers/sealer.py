@@ -12,17 +12,21 @@ from engine.errors import EngineDown
 from engine.files import FileLock
 from engine.jobs import Jobs
 from engine.readmodels.room import rooms
+from engine.record.erasing import finish
 from engine.record.sealed import log_name, say
 from engine.record.witnessing import Refused, submit, witnessed, witnesses
 from engine.site import Site
+from events.append import Ops
 from events.bodies.base import Body
 from events.bodies.record import CheckpointSigned, CheckpointWitnessed, RoomLow, SegmentWritten, WitnessRefused
 from events.errors import FlightlogError, HistoryBroken
 from events.keep import to_disk, trim
 from events.note import Note
+from events.read import read
 from events.seal import Sealer, keep_note
 from events.segments import Segment
-from events.store import translated
+from events.store import allowed_when_full, translated
+from events.subjects import job_of
 
 log = logging.getLogger("flightlog.sealer")
 
@@ -32,6 +36,7 @@ ENDS = frozenset(("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFa
 ROOM_EVERY = 2.0  # seconds
 #: What says that there is no room lasts so long without being said again: a sealer that died refuses nothing.
 FULL_LASTS = 20.0
+_SAY_FULL = "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])"
 #: Once full, it is so until this much less is used.
 SLACK = 0.02
 
@@ -80,15 +85,19 @@ class SealerDuty:
 
     def once(self) -> bool:
         """One look; whether there is more to seal at once."""
+        since = self.sealer.position
         note = self.sealer.step()
         if note is not None:
+            if "Erased" in self.sealer.types:
+                self._finish_erasures(since)
             self._record(note)
+        store, settings = self.jobs.store, self.site.settings
+        to_disk(store, self.sealer.tree, self.sealer.size, size=settings.segment, written=self._written)
+        # Where memory gets short, less stays in it: it is all on disk.
+        trim(store, settings.keep // 10 if self._said.get("memory") else settings.keep)
         if time.monotonic() - self._room_at > ROOM_EVERY:
             self._room_at = time.monotonic()
             self.room()
-        store, settings = self.jobs.store, self.site.settings
-        to_disk(store, self.sealer.tree, self.sealer.size, size=settings.segment, written=self._written)
-        trim(store, settings.keep)
         if self._due or time.monotonic() - self._witness_at > settings.witness_every:
             self._witness()
         return note is not None and note.checkpoint.size - self._recorded_size > RECORD_EVENTS
@@ -104,6 +113,13 @@ class SealerDuty:
         self._note("checkpoint", signed)
         self._recorded_size, self._recorded_at = size, now
         self._due |= ended
+
+    def _finish_erasures(self, since: str) -> None:
+        """Keys whose end is on the record are destroyed, whoever died over it."""
+        for event in read(self.jobs.store, after=since, upto=self.sealer.position):
+            job = job_of(event.subject)
+            if event.type == "Erased" and job is not None:
+                finish(self.site, job, int(event.body["lives"]))
 
     def _written(self, segment: Segment) -> None:
         self._note(
@@ -171,12 +187,15 @@ class SealerDuty:
                 full.append(f"{room.what} is {room.part:.0%} full, and the rest is for what is under way")
         with translated():
             if full:
-                store.client.set(store.keys.full, "; ".join(full), px=int(FULL_LASTS * 1000))
+                script = allowed_when_full(store.client, _SAY_FULL)
+                store.client.eval(script, 1, store.keys.full, "; ".join(full), str(int(FULL_LASTS * 1000)))
             else:
                 store.client.delete(store.keys.full)
 
     def _note(self, step: str, body: Body) -> None:
-        self.jobs.note(self.site.system_call(f"seal:{step}", role="sealer"), [body])
+        ops = Ops()
+        ops.urgent = True  # what makes room must have some
+        self.jobs.note(self.site.system_call(f"seal:{step}", role="sealer"), [body], ops=ops)
 
     def _say(self, broken: str) -> None:
         say(

@@ -11,7 +11,7 @@ import redis
 
 from engine.egress import Egress, counts
 from engine.fold import TABLE
-from engine.lifecycle import EVENTS
+from engine.lifecycle import EVENTS, OF_THE_RECORD
 from engine.messages import MessageRows
 from engine.readmodels.docs import Docs, Rows, Table
 from engine.readmodels.names import Names
@@ -23,6 +23,7 @@ from events.subjects import job_of
 
 #: Rows that are kept of each kind, the newest; the log has the others.
 KEPT = {"messages": 50_000, "transfers": 20_000, "egress": 50_000}
+ACTS = 1000  # events about the record itself
 #: Upper bounds of the buckets that durations are counted in, seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)
 #: What a person asks of a job.
@@ -148,6 +149,29 @@ _OF_ATTEMPTS: dict[str, Callable[[Mapping[str, Any], Event], dict[str, Any]]] = 
     "LaunchExpired": _ended("launch_failed"),
 }
 assert set(_OF_ATTEMPTS) <= set(EVENTS)  # noqa: S101 - checked once, at import
+
+
+class Acts:
+    """What was done with the record itself: looked at, carried away, forgotten, lost."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._new: list[str] = []
+
+    def take(self, event: Event, job: str | None) -> None:
+        """See the next event."""
+        if event.type in OF_THE_RECORD:
+            self._new.append(event.position)
+
+    def write(self, pipe: redis.client.Pipeline, store: Store) -> None:
+        """Put what has changed into a transaction."""
+        if self._new:
+            pipe.rpush(self._names.record, *self._new)
+            pipe.ltrim(self._names.record, -ACTS, -1)
+
+    def written(self) -> None:
+        """The transaction is over, one way or the other."""
+        self._new.clear()
 
 
 class Counts:
@@ -325,6 +349,7 @@ class Models:
         names, docs = self.names, self.docs
         self.each: tuple[Model, ...] = (
             JobIndex(names, docs),
+            Acts(names),
             Counts(names),
             Left(names, docs, store.site),
             Messages(names, docs),

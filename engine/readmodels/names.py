@@ -29,6 +29,11 @@ class Names:
         self.networks = self.prefix + "egress:networks"
 
     @property
+    def record(self) -> str:
+        """List: positions of the last events about the record itself."""
+        return self.prefix + "record"
+
+    @property
     def room(self) -> str:
         """List: how full memory and disk were, every few minutes, as JSON."""
         return self.prefix + "room"

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
-from engine.fold import JobState, apply, fact_of
+from engine.fold import JobState, changes, fact_of
 from engine.jobs import Jobs
 from engine.lifecycle import EVENTS, State
 from engine.rebuild import JobProjector
 from events.bodies.site import ProjectionRebuilt
 from events.envelope import Call
 from events.read import first_event, last_position, read, read_job
+from events.segments import order
 from events.store import Store, translated
 from events.subjects import job_of
 
-TRIES = 20
+TRIES = 500
 
 
 def mend(jobs: Jobs, call: Call, *, progress: Callable[[int], None] = lambda count: None) -> tuple[int, int]:
@@ -49,30 +50,30 @@ def mend(jobs: Jobs, call: Call, *, progress: Callable[[int], None] = lambda cou
             progress(count)
     changed = 0
     script = store.client.register_script((files("events") / "mend.lua").read_text("utf-8"))
-    for job, version in versions.items():
-        state, revision = projector.states.get(job, JobState()), projector.revisions.get(f"job/{job}", 0)
-        answer = _write(store, script, job, state, version, revision, positions.get(job, []))
+    for job, folded in versions.items():
+        version = folded
+        state = JobState(projector.states.get(job, JobState()))
+        revision, listed = projector.revisions.get(f"job/{job}", 0), positions.get(job, [])
         for _ in range(TRIES):
+            answer = _write(store, script, job, state, version, revision, listed)
             if answer[0] == "OK":
+                changed += answer == ["OK", 1]
                 break
-            answer = _write(store, script, job, *_folded(store, job))
-        changed += answer == ["OK", 1]
+            # It has moved on meanwhile: so do we.
+            for event in read_job(store, job, after=version):
+                state.update(changes(state, fact_of(event)))
+                version, revision = event.version, revision + (event.type in EVENTS)
+                listed.append(event.position)
+            listed = _still_there(store, listed)
     _strays(jobs, projector)
     jobs.note(call, [ProjectionRebuilt(why="asked for", events=count, jobs=len(versions))])
     return count, changed
 
 
-def _folded(store: Store, job: str) -> tuple[JobState, int, int, list[str]]:
-    """A job that has moved on: its state, version, revision, and its positions in Redis."""
+def _still_there(store: Store, positions: list[str]) -> list[str]:
+    """Those positions that have not gone to disk."""
     begins = first_event(store)
-    state, version, revision = JobState(), 0, 0
-    positions = []
-    for event in read_job(store, job):
-        state = apply(state, fact_of(event))
-        version, revision = event.version, revision + (event.type in EVENTS)
-        if begins is not None and event.seq >= begins.seq:
-            positions.append(event.position)
-    return state, version, revision, positions
+    return [one for one in positions if begins is None or order(one) >= order(begins.position)]
 
 
 def _write(

@@ -8,16 +8,13 @@ from typing import Any
 from engine.egress import Egress, counts
 from engine.fold import TABLE
 from engine.jobs import Jobs
+from engine.lifecycle import OF_THE_RECORD
 from events.envelope import iso
 from events.read import read
 from events.subjects import job_of
 
 ENDS = {"AppFinished": "finished", "AppFailed": "failed", "AppAborted": "aborted", "AppLost": "lost"}
 ASKS = ("DeployRequested", "StartRequested", "AbortRequested", "DeleteRequested")
-OF_THE_RECORD = (
-    *("ReviewRecorded", "Verified", "Exported", "Imported", "Erased", "HoldSet", "HoldLifted", "KeyRotated"),
-    *("HistoryLost", "BackupRestored", "WitnessRefused", "AccessChanged", "RoomLow"),
-)
 
 
 def period(jobs: Jobs, first: int, last: int, actor: str | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from engine.status.auditing import Auditor
 from engine.status.desk import Desk
 from engine.status.guard import SAFE, Guard
 from engine.status.pages.answers import page_or_problem
@@ -83,6 +84,7 @@ def build(desk: Desk) -> Served:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         desk.start()
         yield
+        app.state.auditor.stop()
         await desk.loop_client.aclose()
 
     app = Served(
@@ -94,6 +96,7 @@ def build(desk: Desk) -> Served:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    app.state.auditor = Auditor(desk.site)
     app.router.routes.insert(0, quick.ROUTE)
     for router in (events.router, jobs.router, site.router, commands.router, pages):
         app.include_router(router)

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from engine import overview
 from engine.lifecycle import EXECUTORS, State
 from engine.readmodels.models import BUCKETS
+from engine.record.sealed import sealed
 from engine.status import reads
 from engine.status.desk import Desk
 from events.errors import FlightlogError
@@ -213,6 +214,16 @@ class _OfSite(Collector):
         for kind in desk.site.bells.queues():
             workers.add_metric([kind], counts[kind])
         yield from (there, reconciler, disk, workers)
+        state = sealed(self._desk.site.workspace)
+        sealing = GaugeMetricFamily("flightlog_sealer_up", "1 where somebody seals the log, and nothing is wrong")
+        sealing.add_metric([], float(state["sealing"] and not state["broken"]))
+        signed = GaugeMetricFamily("flightlog_sealed_events", "Events that the site's last checkpoint is over")
+        signed.add_metric([], state["sealed"])
+        cosigned = GaugeMetricFamily("flightlog_witnessed_events", "Events that a witness cosigned")
+        cosigned.add_metric([], state["witnessed"])
+        forked = GaugeMetricFamily("flightlog_witness_refuses", "1 where a witness has seen another history")
+        forked.add_metric([], float(bool(state["witness_refused"])))
+        yield from (sealing, signed, cosigned, forked)
 
 
 def _acts(types: dict[str, int]) -> Iterator[Metric]:

@@ -114,6 +114,8 @@ class JobInList(Shape):
     output_bytes: int | None
     refusals: int
     settled: bool | None = Field(description="all that its end brings was done")
+    held: bool = Field(description="under a legal hold")
+    erased: str | None = Field(description="when its personal fields were forgotten")
     position: str | None = Field(examples=[POSITION])
     allowed: list[str] = Field(examples=[["abort_app"]], description="commands that may come now")
     refused: dict[str, Refusal] = Field(description="the others, and why not")
@@ -397,6 +399,24 @@ class Ready(Shape):
 
     ready: bool
     checks: list[Check]
+
+
+class Audit(Shape):
+    """How far the record can be trusted."""
+
+    events: int = Field(description="on the record", examples=[1204])
+    sealed: int = Field(description="the site signed that many of them", examples=[1203])
+    sealed_until: str | None = Field(examples=[TIME])
+    origin: str | None = Field(description="what checkpoints call this log")
+    sealing: bool = Field(description="a sealer is there")
+    broken: str | None = Field(description="why nothing is sealed")
+    witnessed: int = Field(description="a witness cosigned that many")
+    witnessed_at: float | None = Field(description="s since the epoch")
+    witness_refused: str | None
+    verified: Event | None = Field(description="the last verification")
+    verifying: bool
+    reviewed: Event | None = Field(description="the last review")
+    losses: list[Event] = Field(description="losses that were disclosed, and histories that were taken in")
 
 
 class Version(Shape):

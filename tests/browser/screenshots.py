@@ -23,6 +23,7 @@ PAGES = {
     "events": "/events?job=breast-cancer",
     "egress": "/egress",
     "workers": "/workers",
+    "audit": "/audit",
     "lifecycle": "/lifecycle",
 }
 FLIGHTLOG = str(Path(sys.executable).with_name("flightlog"))

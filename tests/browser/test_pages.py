@@ -16,7 +16,7 @@ from tests.support import in_state, kill, until
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 PAGES = (
     *("/", "/jobs", "/jobs/well", "/jobs/bad", "/jobs/well?at=3", "/events", "/egress", "/workers", "/lifecycle"),
-    *("/login", "/errors/JOB_LIVE", "/jobs/nobody"),
+    *("/audit", "/login", "/errors/JOB_LIVE", "/jobs/nobody"),
 )
 
 

@@ -15,10 +15,12 @@ from engine.calls.deploy import deploy
 from engine.errors import JobLive
 from engine.fold import JobState, apply, fact_of
 from engine.jobs import Loaded
+from engine.record.sealing import seal_now
+from events.bodies.record import ReviewRecorded
 from events.envelope import iso
 from events.read import read, read_job
 from tests.status.served import Served, over_unix, served
-from tests.support import SITE, in_state, kill, processes_with, until, zip_of
+from tests.support import SITE, in_state, kill, new_call, processes_with, until, zip_of
 
 pytestmark = pytest.mark.real
 TURN = "while :; do :; done"
@@ -255,3 +257,24 @@ def test_a_refusal_says_the_same_words_and_code_everywhere(site: Served, tmp_pat
 
 def _seq(position: str) -> int:
     return int(position.partition("-")[2])
+
+
+def test_the_audit_says_how_far_the_record_can_be_trusted_and_verifies_in_the_background(site: Served) -> None:
+    seal_now(site.engine.site)
+    store = site.engine.site.jobs.store
+    until_ = next(read(store)).position
+    site.engine.site.jobs.note(new_call(), [ReviewRecorded(until=until_, note="nothing unusual")])
+    with site.client(site.operator) as client:
+        assert client.post("/audit/verify", headers={"Origin": site.url}).status_code == 303
+    told = until(lambda: (found := site.get("/v1/audit"))["verified"] and not found["verifying"] and found, 30)
+    assert told["sealed"] > 5
+    assert told["witnessed"] == 0
+    assert told["verified"]["body"]["verdict"] == "SITE-SIGNED"
+    assert told["verified"]["body"]["problems"] == 0
+    assert told["reviewed"]["body"]["note"] == "nothing unusual"
+    assert told["reviewed"]["actor"]["id"] == "tester"
+    with site.client(site.viewer) as client:
+        page = client.get("/audit").text
+    assert "nothing unusual" in page
+    assert "SITE-SIGNED" in page
+    assert "Verify now" not in page, "a viewer looks"

@@ -127,6 +127,20 @@ def workers(request: Request) -> Response:
     return _shown(request, "workers.html", "workers", **views.workers(desk_of(request)))
 
 
+@router.get("/audit")
+def audit(request: Request) -> Response:
+    """How far the record is sealed, witnessed, verified and looked at."""
+    auditor = request.app.state.auditor
+    return _shown(request, "audit.html", "audit", **views.audited(desk_of(request), auditor))
+
+
+@router.post("/audit/verify")
+def verify_now(request: Request) -> Response:
+    """A button."""
+    request.app.state.auditor.verify()
+    return RedirectResponse("/audit", 303)
+
+
 @router.get("/lifecycle")
 def lifecycle(request: Request) -> Response:
     """The table."""

@@ -14,6 +14,7 @@ from engine.hints import LAST_LINES, hint
 from engine.lifecycle import BUSY, COMMANDS, LIVE, State, compiled_commands
 from engine.readmodels.room import rooms
 from engine.status import outputs, reads, rows
+from engine.status.auditing import STALE, Auditor, audit
 from engine.status.desk import Desk
 from engine.status.events_list import slice_of
 from engine.status.jobs_list import JobFilter, jobs_page
@@ -249,6 +250,12 @@ def egress(desk: Desk) -> dict[str, Any]:
 def workers(desk: Desk) -> dict[str, Any]:
     """Who works, and what waits."""
     return {"who": reads.workers(desk), "what": reads.queues(desk)}
+
+
+def audited(desk: Desk, auditor: Auditor) -> dict[str, Any]:
+    """How far the record can be trusted; it is verified again in the background where that was long ago."""
+    auditor.verify(at_least_every=STALE)
+    return audit(desk, auditor)
 
 
 def lifecycle() -> dict[str, Any]:

@@ -12,13 +12,14 @@ from starlette.responses import Response
 from engine.egress import BLIND, counts
 from engine.lifecycle import WORK, State, compiled_commands, compiled_events
 from engine.messages import ENDS
-from engine.status import metrics, reads, rows
+from engine.status import auditing, metrics, reads, rows
 from engine.status.health import readiness
 from engine.status.params import decoded, one_of
 from engine.status.problems import Json
 from engine.status.routes.common import DEFAULT_LIMIT, Cursor, Limit, desk_of, problems, strict
 from engine.status.routes.jobs import Time
 from engine.status.shapes import (
+    Audit,
     EgressPage,
     EgressTotals,
     Lifecycle,
@@ -135,6 +136,13 @@ def workers(request: Request) -> Response:
 def queues(request: Request) -> Response:
     """Queues, lanes and open work: how much, for how long already; and tasks that were refused."""
     return Json(reads.queues(desk_of(request)))
+
+
+@router.get("/v1/audit", response_model=Audit, tags=["site"], summary="How far the record can be trusted")
+def audit(request: Request) -> Response:
+    """Last sealed, witnessed, verified and examined, and by whom; losses that were disclosed."""
+    told = auditing.audit(desk_of(request), request.app.state.auditor)
+    return Json({name: told[name] for name in Audit.model_fields})
 
 
 @router.get("/v1/lifecycle", response_model=Lifecycle, tags=["site"], summary="The table")
