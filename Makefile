@@ -8,7 +8,7 @@ TESTS  ?= tests
 APART  := tests/browser tests/status tests/contract tests/compose tests/record
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-api test-record compose-test screenshots lint docs bench lock soak clean
+.PHONY: help setup demo test test-fast test-browser test-api test-record test-histories compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-api: $(STAMP) ## the status API, its own description (Schemathesis), and co
 
 test-record: $(STAMP) ## the record: sealed, attacked, carried away, brought back (ATTACKS=1000)
 	FLIGHTLOG_ATTACKS=$(or $(ATTACKS),1000) $(BIN)/python -P -m pytest -n 3 --dist worksteal tests/record
+
+test-histories: $(STAMP) ## golden histories of every release, on every Python that is installed, under ten hash seeds
+	$(BIN)/python -P -m tests.histories.everywhere
 
 compose-test: ## the containers for real: needs a Docker engine
 	deploy/compose-test
@@ -72,4 +75,4 @@ lock: $(STAMP) ## resolve the locks anew (hashes, no hosts): everything, what ru
 	$(LOCK) -c requirements.lock --extra examples -o requirements-examples.lock pyproject.toml
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

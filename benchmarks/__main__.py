@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks import append, calls, harness, messages, pages, replay, site, status, streams
+from benchmarks import append, calls, evidence, harness, messages, pages, replay, site, status, streams
 
 GROUPS = {
     "append": append.run,
@@ -19,6 +19,7 @@ GROUPS = {
     "site": site.run,
     "status": status.run,
     "pages": pages.run,
+    "record": evidence.run,
 }
 
 

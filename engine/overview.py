@@ -16,6 +16,7 @@ from engine.jobs import MESSAGE, Jobs
 from engine.lifecycle import EXECUTORS, LIVE, State
 from engine.owner import owner_of
 from engine.present import caretaker_there
+from engine.record.sealed import sealed
 from engine.site import Site
 from engine.workspace import Workspace
 from events.envelope import iso
@@ -38,8 +39,22 @@ def overview(site: Site) -> dict[str, Any]:
         "messages": messages(site, now),
         "resources": resources(jobs),
         "events": count(jobs.store),
+        "seal": seal(site),
         "last_position": last_position(jobs.store),
     }
+
+
+def seal(site: Site) -> str:
+    """How far the log is sealed, and what is wrong with that."""
+    known = sealed(site.workspace)
+    told = f"{known['sealed']} events" if known["sealed"] else "nothing yet"
+    if known["witnessed"]:
+        told += f", {known['witnessed']} witnessed"
+    if known["broken"]:
+        return f"{told}; BROKEN: {known['broken']}"
+    if known["witness_refused"]:
+        return f"{told}; REFUSED by a witness: {known['witness_refused']}"
+    return told if known["sealing"] else f"{told}; no sealer is there now"
 
 
 def standing(site: Site) -> dict[str, Any]:

@@ -13,11 +13,26 @@ from events.envelope import Event
 Said = Callable[[Mapping[str, Any], str], str]
 
 
-def story(events: Iterable[Event]) -> Iterator[tuple[str, str, str]]:
-    """(time, sentence, position) per event that matters to a person, oldest first."""
+def story(
+    events: Iterable[Event], look: Callable[[str], Event | None] = lambda position: None
+) -> Iterator[tuple[str, str, str]]:
+    """(time, sentence, position) per event that matters to a person, oldest first.
+
+    Args:
+        events: of one job.
+        look: finds the event at a position: what came of another job, or of the site, is told with its cause.
+    """
     claimed = ""
+    told: set[str] = set()
     for event in events:
         rest = event.rest()
+        cause = rest.get("cause")
+        because = look(cause) if cause and cause not in told else None
+        told.add(event.position)
+        if because is not None and because.subject != event.subject:
+            told.add(because.position)
+            reason = said(because) or f"{because.type}."
+            yield _clock(because.ms), f"[{because.subject}] {reason} What follows came of it.", because.position
         body, who = rest["body"], _who(rest["actor"])
         if event.type == "WorkClaimed":
             if body["token"] == claimed:
@@ -33,6 +48,20 @@ def said(event: Event) -> str | None:
     say = SENTENCES.get(event.type)
     rest = event.rest()
     return say(rest["body"], _who(rest["actor"])) if say is not None else None
+
+
+def consequences(events: Iterable[Event], positions: set[str], subject: str) -> Iterator[tuple[str, str, str]]:
+    """What came of a job elsewhere: events of other subjects whose cause is one of its own.
+
+    Args:
+        events: of the whole log, from the job's first on.
+        positions: of the job's events.
+        subject: of the job.
+    """
+    for event in events:
+        if event.subject != subject and event.stored().get("cause") in positions:
+            told = said(event) or f"{event.type}."
+            yield _clock(event.ms), f"[{event.subject}] {told}", event.position
 
 
 def _clock(ms: str) -> str:

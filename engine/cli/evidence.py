@@ -74,7 +74,7 @@ def verify(
 ) -> int:
     """Verify the record: nothing missing, nothing changed, signed by the site, seen by a witness."""
     anchor, trusted = _key(key, "--key"), [_key(one, "--witness-key") for one in witness_key or []]
-    extra = [_checkpoint(path) for path in checkpoint or []]
+    extra = [checkpoint_of(path) for path in checkpoint or []]
     if export_ is not None:
         file = _export_file(export_)
         extra += _seen(witness or [], file.log)
@@ -178,7 +178,8 @@ def _key(given: str | None, name: str) -> Verifier | None:
         raise ArgumentInvalid(f"{name} is {given[:80]!r}", "a key, or a file with one", field=name) from error
 
 
-def _checkpoint(path: Path) -> Note:
+def checkpoint_of(path: Path) -> Note:
+    """A checkpoint from a file; raises ``Unverifiable``."""
     try:
         found = Note.parse(path.read_text())
         assert found.checkpoint  # noqa: S101 - parsed for its errors
@@ -253,10 +254,11 @@ def _write_new(path: Path, data: str) -> None:
         with path.open("x") as file:
             file.write(data)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise taken(path) from error
 
 
-def _taken(path: Path) -> ArgumentInvalid:
+def taken(path: Path) -> ArgumentInvalid:
+    """The error for a file that is there already: nothing is written over."""
     return ArgumentInvalid(f"{path} is there already", "name another file; nothing was written", field="FILE")
 
 
@@ -274,7 +276,7 @@ def export(
         made = write_export(site, file, style=format_, job=job, since=_time(since))
         note(site, made)
     except FileExistsError as error:
-        raise _taken(file) from error
+        raise taken(file) from error
     finally:
         site.close()
     out.print(f"{made.events} events, {made.first} to {made.last}, sha256 {made.sha256}")
@@ -328,7 +330,7 @@ def bundle(
         made = write_bundle(site, job, path, with_log=with_log)
         note(site, made)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise taken(path) from error
     finally:
         site.close()
     out.print(f"{text(path)}: {made.events} events, sha256 {made.sha256}")

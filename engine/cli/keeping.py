@@ -12,7 +12,7 @@ import typer
 
 from engine.actors import current_actor
 from engine.cli.common import site_command, where
-from engine.cli.evidence import _checkpoint, _taken, note, opened
+from engine.cli.evidence import checkpoint_of, note, opened, taken
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.ids import new_call_id
@@ -137,7 +137,7 @@ def backup(
         made = write_backup(site, file)
         note(site, made)
     except FileExistsError as error:
-        raise _taken(file) from error
+        raise taken(file) from error
     finally:
         site.close()
     out.print(f"{text(file)}: {made.last} events, sha256 {made.sha256}")
@@ -165,7 +165,7 @@ def restore(
         )
     if not file.is_file():
         raise ArgumentInvalid(f"{file} is no file", "name one that flightlog backup wrote", field="FILE")
-    known = _checkpoint(checkpoint) if checkpoint else None
+    known = checkpoint_of(checkpoint) if checkpoint else None
     head = unpack(file, chosen.folder)
     site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
     try:

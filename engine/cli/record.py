@@ -13,11 +13,11 @@ from engine.cli.common import reading, site_command, where
 from engine.cli.output import Format, lines, out, print_json, text
 from engine.errors import ArgumentInvalid, JobUnknown
 from engine.ids import check_job_id
-from engine.why import story
+from engine.why import consequences, story
 from events.bodies import BODIES
 from events.envelope import Event
 from events.follow import follow as follow_log
-from events.read import last_position, read, read_job
+from events.read import at, last_position, read, read_job
 from events.store import Store, connect
 from events.subjects import job_of
 
@@ -104,14 +104,20 @@ def _print(found: Iterable[Event], live: bool) -> None:
             )
 
 
-def why(job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]) -> int:
-    """Tell a job's story in plain sentences."""
+def why(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")],
+    across: Annotated[bool, typer.Option("--across", help="And what came of it elsewhere.")] = False,
+) -> int:
+    """Tell a job's story in plain sentences; where something came of another job, that too."""
     with reading() as (jobs, _):
         known = jobs.load(check_job_id(job)).known
-        told = [
-            {"time": time, "sentence": sentence, "position": position}
-            for time, sentence, position in story(read_job(jobs.store, job) if known else _refusals(jobs.store, job))
-        ]
+        mine = list(read_job(jobs.store, job) if known else _refusals(jobs.store, job))
+        lines_ = list(story(mine, lambda position: next(iter(at(jobs.store, [position])), None)))
+        if across and mine:
+            rest = read(jobs.store, after=mine[0].position)
+            lines_ += consequences(rest, {event.position for event in mine}, mine[0].subject)
+            lines_.sort(key=lambda line: _order(line[2]))
+        told = [{"time": time, "sentence": sentence, "position": position} for time, sentence, position in lines_]
         if not told:
             raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
     how = where().how

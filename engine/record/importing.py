@@ -11,6 +11,7 @@ from engine.rebuild import rebuild_site
 from engine.record.exporting import ExportFile
 from engine.record.sources import ORIGINS
 from engine.record.verify import Report, Verification
+from engine.record.witnessing import WITNESSES
 from engine.site import Site
 from events.bodies.record import Imported
 from events.epochs import open_epoch, put_events
@@ -44,6 +45,7 @@ def take_in(site: Site, path: Path) -> Report:
     store = site.jobs.store
     # The site's own seal begins anew; what was signed elsewhere is kept with the keys that it was signed with.
     write(site.workspace.seal / ORIGINS, "".join(f"{line}\n" for line in file.head["keys"]))
+    write(site.workspace.seal / WITNESSES, "".join(f"{key}\n" for key in file.head["witnesses"]))
     for text in file.head["checkpoints"]:
         keep_note(site.workspace.seal, Note.parse(text))
     events = file.events()

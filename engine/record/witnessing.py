@@ -19,6 +19,8 @@ from events.note import Note, NoteInvalid, Verifier
 from events.seal import Keys
 
 PATIENCE = 5.0  # seconds
+#: Keys of witnesses that came with a history from elsewhere.
+WITNESSES = "witnesses"
 
 
 class Refused(Exception):
@@ -72,8 +74,10 @@ def _known(workspace: Workspace) -> dict[str, Any]:
 
 
 def witness_keys(workspace: Workspace) -> list[Verifier]:
-    """Keys of the witnesses that this site has been with."""
-    return [Verifier.parse(one["key"]) for one in _known(workspace).values()]
+    """Keys of the witnesses that this site has been with, and that the site had whose history it took in."""
+    path = workspace.seal / WITNESSES
+    taken = path.read_text().split() if path.exists() else []
+    return [Verifier.parse(text) for text in dict.fromkeys([*(w["key"] for w in _known(workspace).values()), *taken])]
 
 
 def witnessed(workspace: Workspace) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import baselines
+import evidence
 import fedavg
 import models
 import report
@@ -70,13 +71,18 @@ def run(folder: Path, sites: int, rounds: int) -> int:
         report.streamed(streamed.kept.values(), _short(streamed.folder))
         out.print("\n[bold]What each site sent out, by its own record:[/]")
         report.sent({name: _sent(folder / name) for name in names})
+        out.print("\n[bold]Is it the true record?[/] The server has witnessed what each site signed.")
+        told = evidence.show(folder / names[0], JOB)
         _let_look()
     out.print(f"\nAll of it took {time.monotonic() - began:.0f} s. [bold]Try next:[/]")
     place = f"-w {_short(folder)}/site-1"
-    for command in (f"why {JOB} {place}", f"egress --job {JOB} {place}", f"transfers {place}"):
+    for command in (
+        *(f"why {JOB} {place}", f"egress --job {JOB} {place}", f"transfers {place}"),
+        *(f"verify {place}", f"bundle {JOB} {place}"),
+    ):
         out.print(f"  {text(_program())} {text(command)}")
     out.print(f"[bold]Look back[/] on it in a browser: {text(_program())} api {place}")
-    return 0
+    return 0 if told else 1
 
 
 def _say_pages(folder: Path, names: list[str]) -> None:

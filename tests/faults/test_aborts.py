@@ -167,7 +167,7 @@ def test_L8_a_users_abort_goes_over_a_heartbeats(rig: Rig) -> None:
     told = [e.body["origin"] for e in events if e.type == "AbortRequested"]
     assert told == ["heartbeat", "user"]
     with rig.looking() as jobs:
-        assert jobs.load("job").state["reason"] == "it must go"
+        assert jobs.load("job").state.told("reason") == "it must go"
 
 
 def test_an_app_that_never_says_that_it_started_is_aborted(rig: Rig) -> None:

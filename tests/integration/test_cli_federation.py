@@ -256,6 +256,8 @@ def test_ctrl_c_at_a_send_gives_the_file_up(standing: Place) -> None:
     sending = standing.begin("send", "model.bin", "--to", "away", "--job", "known")
     notes = standing.root / ".flightlog" / "sending"
     until(lambda: notes.is_dir() and list(notes.glob("*.json")), 20)
+    # The note is written first: only what is on the record has an end there.
+    until(lambda: standing.ok("transfers", "--json", "--job", "known").json(), 20)
     sending.send_signal(signal.SIGINT)
     sending.communicate(timeout=30)
     assert sending.returncode != 0

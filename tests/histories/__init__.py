@@ -404,3 +404,25 @@ def live_works(store: Store) -> dict[str, dict[str, str]]:
     found = {name[start:]: store.client.hgetall(name) for name in store.client.keys("*:work:*")}
     assert set(found) == set(scores), "open work and its hashes differ"
     return {name: {**found[name], "deadline": f"{score:.0f}"} for name, score in scores.items()}
+
+
+#: A whole life, event by event.
+LIFE_OF = (
+    *("DeployRequested", "DeploySucceeded", "StartRequested", "AppSpawned", "AppStarted", "AppStopping"),
+    "AppFinished",
+)
+#: Commands of the engine, as ``decided`` names its moves -> the event that each records.
+_OF_COMMANDS = {
+    "deploy_app": "DeployRequested",
+    "start_app": "StartRequested",
+    "abort_app": "AbortRequested",
+    "delete_run": "DeleteRequested",
+    "notify_started": "AppStarted",
+    "notify_stopped": "AppStopping",
+}
+
+
+def played(move: Move) -> str | None:
+    """The first lifecycle event of a move, where it has one."""
+    first = move.name.split("+")[0]
+    return _OF_COMMANDS.get(first, first if first in EVENTS else None)
