@@ -56,7 +56,7 @@ ROUNDS = 3
 EVENTS = int(os.environ.get("FLIGHTLOG_BENCH_EVENTS") or 1_000_000)  # of the rebuild
 LONG = 10_000  # events of one job
 LOOKS = 200  # at moments of it
-APPENDS = 8_000  # of one block, with the sealer and without
+APPENDS = 20_000  # of one block, with the sealer and without
 LIBRARY = 3_000  # events for the other library
 
 
@@ -194,7 +194,7 @@ def _sealing(store: Store, folder: Path, result: Result, notes: Console) -> None
     kwargs = store.client.connection_pool.connection_kwargs
     block()
     taken: dict[str, list[float]] = {"without": [], "with": []}
-    for turn in range(6):
+    for turn in range(8):
         for name in ("without", "with") if turn % 2 else ("with", "without"):
             with _follows(f"unix://{kwargs['path']}", store.site, folder) if name == "with" else _nobody():
                 taken[name].append(block())

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from engine.record.witnessing import witness_keys
 from engine.site import Site
 from events.bodies.record import Exported
 from events.envelope import Event
+from events.errors import RecordDamaged
 from events.note import Note, Verifier
 from events.read import last_position, read, read_job
 from events.seal import kept_notes
 from events.segments import order
 from events.subjects import job_of
+from events.vault import ERASED, LOCKED, Vault
 
 FORMAT = "flightlog-export/1"
 BEGIN, KEY, END = "flightlog.export.begin", "flightlog.export.key", "flightlog.export.end"
@@ -248,26 +251,29 @@ class ExportFile:
         Raises:
             ExportInvalid: it is cut off, or something in it is no event.
         """
+        with tempfile.TemporaryDirectory(prefix="flightlog-") as folder:
+            yield from self._events(Vault(Path(folder)))
+
+    def _events(self, vault: Vault) -> Iterator[Event]:
         count = 0
         for value in self._values():
             if value["type"] == KEY:
                 self.keys |= value["data"]["keys"]
+                vault.adopt(value["data"]["keys"])
                 continue
             if value["type"] == END:
                 if value["data"]["events"] != count:
                     raise ExportInvalid(f"{self.path} has {count} events and says {value['data']['events']}")
                 return
             count += 1
-            try:
-                yield Event(
-                    str(value["id"]),
-                    str(value["type"]).removeprefix("flightlog."),
-                    str(value["subject"]),
-                    int(value["flightlogversion"]),
-                    str(value["flightlogdata"]),
+            event = _event(value, self.path)
+            event.vault = vault
+            if not _reads_as(value, event):
+                raise RecordDamaged(
+                    f"what is to be read of event {event.position} is not what is stored of it", "have it made again"
                 )
-            except (KeyError, ValueError) as error:
-                raise ExportInvalid(f"line {count} of {self.path} is no event: {error}") from error
+            event.vault = None
+            yield event
         raise ExportInvalid(f"{self.path} is cut off after {count} events", "have it made again")
 
     def proofs(self) -> Iterator[tuple[Event, list[str] | None]]:
@@ -275,13 +281,7 @@ class ExportFile:
         for value in self._values():
             if value["type"] in (KEY, END):
                 continue
-            event = Event(
-                value["id"],
-                value["type"].removeprefix("flightlog."),
-                value["subject"],
-                int(value["flightlogversion"]),
-                value["flightlogdata"],
-            )
+            event = _event(value, self.path)
             proof = value.get("flightlogproof")
             yield event, proof.split() if proof is not None else None
 
@@ -323,6 +323,34 @@ class ExportFile:
                 yield iter(io.TextIOWrapper(raw, "utf-8", newline="\n") if packed else _decoded(file))
             except (zstandard.ZstdError, UnicodeDecodeError) as error:
                 raise ExportInvalid(f"{self.path} cannot be unpacked: {error}", "have it made again") from error
+
+
+def _event(value: dict[str, Any], path: Path) -> Event:
+    try:
+        return Event(
+            str(value["id"]),
+            str(value["type"]).removeprefix("flightlog."),
+            str(value["subject"]),
+            int(value["flightlogversion"]),
+            str(value["flightlogdata"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ExportInvalid(f"{path} has a line that is no event: {error}", "have it made again") from error
+
+
+def _reads_as(value: dict[str, Any], event: Event) -> bool:
+    """Whether what a line shows is what the event says: nobody reads the stored bytes."""
+    try:
+        shown = cloudevent(event, str(value["source"]).rpartition("/")[0])
+    except (ValueError, KeyError, TypeError):
+        return True  # it is no event of ours at all, which verification says better
+    # Where a key has been destroyed since, or is not in the file, there is nothing to compare with.
+    return all(value.get(name) == shown[name] or _locked(shown[name]) for name in ("source", "time", "data"))
+
+
+def _locked(shown: Any) -> bool:
+    text = json.dumps(shown)
+    return ERASED in text or LOCKED in text
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:

@@ -103,15 +103,45 @@ def check(proofs, anchor):
     return wrong, by_site, by_witness
 
 
+def same(shown, stored):
+    """Whether what is to be read is what is stored; locked fields can only be shown by the site."""
+    if isinstance(stored, str) and "~e1." in stored:
+        return True
+    if isinstance(stored, dict) and isinstance(shown, dict):
+        return shown.keys() == stored.keys() and all(same(shown[name], stored[name]) for name in stored)
+    if isinstance(stored, list) and isinstance(shown, list):
+        return len(shown) == len(stored) and all(map(same, shown, stored))
+    return shown == stored
+
+
+def readable(events, proofs):
+    """Events that are shown otherwise than they are stored, or that no proof is for."""
+    stored = {proof["event"]["position"]: proof["event"] for proof in proofs}
+    if {event["id"] for event in events} != set(stored):
+        yield "events.jsonl and proofs.jsonl are not about the same events"
+    for event in events:
+        proven = stored.get(event["id"])
+        if proven is None:
+            continue
+        rest = json.loads(proven["d"])
+        told = {"actor": rest["actor"], "cause": rest["cause"], "body": rest["body"]}
+        shown = {name: event["data"].get(name) for name in told}
+        ours = (event["type"], event["subject"], event["flightlogdata"])
+        if ours != ("flightlog." + proven["type"], proven["subject"], proven["d"]) or not same(shown, told):
+            yield f"event {event['id']} is shown otherwise than it is stored"
+
+
 def load(path):
-    """Proofs from a file, a bundle or an unpacked one."""
+    """Proofs and readable events, from a proof, a bundle or an unpacked one."""
     path = Path(path)
     if path.is_file() and not zipfile.is_zipfile(path):
-        return [json.loads(path.read_text())]
+        return [json.loads(path.read_text())], None
     if path.is_dir():
-        return [json.loads(line) for line in (path / "proofs.jsonl").read_text().splitlines()]
-    with zipfile.ZipFile(path) as bundle:
-        return [json.loads(line) for line in bundle.read("proofs.jsonl").decode().splitlines()]
+        names = [(path / name).read_text() for name in ("proofs.jsonl", "events.jsonl")]
+    else:
+        with zipfile.ZipFile(path) as bundle:
+            names = [bundle.read(name).decode() for name in ("proofs.jsonl", "events.jsonl")]
+    return [[json.loads(line) for line in text.splitlines()] for text in names]
 
 
 def main(arguments):
@@ -125,8 +155,10 @@ def main(arguments):
         print(__doc__)
         return 2
     try:
-        proofs = load(arguments[0])
+        proofs, events = load(arguments[0])
         wrong, by_site, by_witness = check(proofs, anchor)
+        if events is not None:
+            wrong += readable(events, proofs)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         print(f"could not verify: {type(error).__name__}: {error}")
         return 8
@@ -139,6 +171,7 @@ def main(arguments):
         print("could not verify: there are no events in it")
         return 8
     print(f"{'WITNESSED' if by_witness else 'SITE-SIGNED'}: {len(proofs)} events verify.")
+    print("  What holds is the events; fields that name persons, and pages, are as the site shows them.")
     for key in sorted(by_site):
         print(f"  signed with the site's key {key}")
     for key in sorted(by_witness):

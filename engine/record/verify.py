@@ -334,6 +334,8 @@ class Verification:
             if claimed >= seq or self._tree.root(min(claimed, size)).hex() != root:
                 self.bad(seq, position, f"the tree over {claimed} events is not the one that was signed")
         seen: set[str] = set()
+        good = 0
+        wrong: tuple[int, str] | None = None
         for note in self._notes:
             try:
                 checkpoint = note.checkpoint
@@ -354,13 +356,12 @@ class Verification:
             if is_now is None:
                 continue  # it is over more than was asked for
             if is_now != checkpoint.root:
-                self.bad(
-                    checkpoint.size,
-                    checkpoint.position,
-                    f"the tree over {checkpoint.size} events is not the one that was signed: one of them was changed",
-                )
+                wrong = min(wrong or (checkpoint.size, ""), (checkpoint.size, checkpoint.position))
                 continue
+            good = max(good, checkpoint.size if wrong is None or checkpoint.size < wrong[0] else 0)
             by_site, by_witness = note.signed_by(keys), note.signed_by(self.source.witnesses)
+            if not by_site and not keys:
+                continue  # without the site's keys nothing can be said of its signatures
             if not by_site:
                 self.bad(
                     checkpoint.size,
@@ -372,6 +373,9 @@ class Verification:
             if by_witness and checkpoint.size >= report.witnessed:
                 report.witnessed = checkpoint.size
                 report.witnessed_by = sorted({*report.witnessed_by, *by_witness})
+        if wrong is not None and not any(problem.seq <= wrong[0] for problem in report.problems):
+            which = f"one of the events {good + 1} to {wrong[0]} was changed"
+            self.bad(wrong[0], wrong[1], f"the tree over {wrong[0]} events is not the one that was signed: {which}")
 
 
 _OF_THE_RECORD = frozenset(body.name() for body in (CheckpointSigned, CheckpointWitnessed, HistoryLost, KeyRotated))

@@ -45,7 +45,7 @@ def environment(version: str, python: Path) -> Path:
     if not ready.exists() or ready.read_bytes() != lock.read_bytes():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*pip, "--require-hashes", "-r", lock], check=True)
         ready.write_bytes(lock.read_bytes())
     return folder / "bin" / "python"

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from engine.fold import TABLE
 from engine.jobs import Jobs
 from engine.lifecycle import WORK
 from engine.record.exporting import ExportFile
 from events.bodies import BODIES
 from events.envelope import Event
-from events.read import read
+from events.read import read, read_job
 from events.store import Store
 from tests.histories import LIFE_OF, Player, body, played
 from tests.histories.replay import replayed
@@ -28,7 +29,7 @@ from tests.support import fake_store, new_call
 def every_row() -> list[Event]:
     """Every event in every state that it may come in: the fewest jobs of those that were tried."""
     covered: set[tuple[str, str]] = set()
-    useful = [number for number in range(300) if _lived(fake_store(), number, covered)]
+    useful = [number for number in range(1500) if _lived(fake_store(), number, covered)]
     store, covered = fake_store(), set()
     for number in useful:
         _lived(store, number, covered)
@@ -39,15 +40,18 @@ def _lived(store: Store, number: int, covered: set[tuple[str, str]]) -> bool:
     """A job that goes where none has been; whether it found such a place."""
     player, dice, found = Player(store, (f"row-{number}",)), random.Random(number), False
     idle = 0
-    while idle < 4:
-        state = player.jobs.load(player.names[0]).state.get("state", "new")
+    while idle < 8:
+        before = player.jobs.load(player.names[0])
+        state = before.state.get("state", "new")
         moves = [move for move in player.moves(player.names[0], "why") if played(move)]
         fresh = [move for move in moves if (played(move), state) not in covered]
-        move = dice.choice(fresh or moves)
-        idle = 0 if fresh else idle + 1
-        found |= bool(fresh)
-        covered.add((str(played(move)), state))
-        move.make(new_call())
+        dice.choice(fresh or moves).make(new_call())
+        # What came of it, which is not always what its name says.
+        made = [event.type for event in read_job(store, player.names[0], after=before.version)]
+        new = {(kind, state) for kind in made[:1] if kind in TABLE} - covered
+        idle = 0 if new else idle + 1
+        found |= bool(new)
+        covered |= new
     return found
 
 

@@ -380,7 +380,7 @@ def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_pat
         other.close()
 
 
-@pytest.mark.parametrize("how", ["cut", "edit", "swap", "rubbish"])
+@pytest.mark.parametrize("how", ["cut", "edit", "shown", "swap", "rubbish"])
 def test_an_export_that_was_tampered_with_is_not_taken_in(site: Site, tmp_path: Path, how: str) -> None:
     born(site, "job-1", "job-2")
     export(site, tmp_path / "all.jsonl")
@@ -389,6 +389,10 @@ def test_an_export_that_was_tampered_with_is_not_taken_in(site: Site, tmp_path: 
         lines = lines[:-2]
     elif how == "edit":
         lines[2] = lines[2].replace("tester", "nobody").replace('\\"step\\":\\"intent', '\\"step\\":\\"other')
+    elif how == "shown":  # only what people read
+        event = json.loads(lines[2])
+        event["data"]["body"]["app"] = "another"
+        lines[2] = json.dumps(event) + "\n"
     elif how == "swap":
         at = [i for i, line in enumerate(lines) if '"flightlogdata"' in line]
         lines[at[0]], lines[at[1]] = lines[at[1]], lines[at[0]]
@@ -397,7 +401,9 @@ def test_an_export_that_was_tampered_with_is_not_taken_in(site: Site, tmp_path: 
     (tmp_path / "bad.jsonl").write_text("".join(lines))
     other = Site.open(create=True, site="elsewhere", workspace=tmp_path / "other")
     try:
-        with pytest.raises((RecordDamaged, Exception), match=r"does not verify|cut off|no CloudEvent"):
+        with pytest.raises(
+            (RecordDamaged, Exception), match=r"does not verify|cut off|no CloudEvent|not what is stored"
+        ):
             take_in(other, tmp_path / "bad.jsonl")
         assert count(other.jobs.store) == 0
     finally:
@@ -448,6 +454,12 @@ def test_a_proof_and_a_bundle_are_verified_with_nothing_of_ours(workspace: Path,
             check=False,
         )
         assert told.returncode == 0, told
+        shown = (inside / "events.jsonl").read_text()
+        (inside / "events.jsonl").write_text(shown.replace('"exit_code": 0', '"exit_code": 1'))
+        said = _standalone(str(inside))
+        assert (said.returncode, "is shown otherwise than it is stored" in said.stdout) == (7, True)
+        (inside / "events.jsonl").write_text(shown)
+        assert _standalone(str(inside)).returncode == 0
         lines = (inside / "proofs.jsonl").read_text().replace('"type": "AppFinished"', '"type": "AppAborted"')
         (inside / "proofs.jsonl").write_text(lines)
         assert _standalone(str(inside)).returncode == 7
