@@ -22,6 +22,7 @@ from engine.cell.fabric import answers_of, inbox_of
 from engine.jobs import Jobs
 from engine.overview import caretaker_seen
 from engine.owner import servers_of
+from engine.record.sealed import sealed
 from engine.replay import differing
 from engine.server import Servers
 from engine.settings import settings
@@ -57,6 +58,7 @@ def examine(folder: Path, record_url: str = "", fabric_url: str = "") -> Iterato
     yield from disk(workspace)
     yield from exchange(workspace)
     yield from caretaker(workspace)
+    yield from _sealed(workspace)
     yield from _servers(workspace, record_url, fabric_url)
 
 
@@ -215,6 +217,23 @@ def _record(url: str) -> Iterator[Finding]:
         "raise maxmemory before new intents are refused",
     )
     client.close()
+
+
+def _sealed(workspace: Workspace) -> Iterator[Finding]:
+    """Whether the log is sealed, and by whom it was seen."""
+    known = sealed(workspace)
+    what = f"{known['sealed']} events sealed, {known['witnessed']} witnessed"
+    if known["broken"] or known["witness_refused"]:
+        why = known["broken"] or f"refused by a witness: {known['witness_refused']}"
+        yield Finding("seal", "fail", f"{what}; {why}", "change nothing, and look: flightlog verify")
+    elif not known["sealing"]:
+        yield Finding("seal", "warn", f"{what}; nobody seals now", "flightlog up seals, if FLIGHTLOG_SEAL is not off")
+    elif not known["witnessed"]:
+        yield Finding(
+            "seal", "warn", f"{what}: who has the key could sign another history", "name a witness: FLIGHTLOG_WITNESS"
+        )
+    else:
+        yield Finding("seal", "ok", what, "")
 
 
 def _replay(workspace: Workspace, url: str) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -124,6 +126,9 @@ def write_segment(folder: Path, events: Sequence[Event]) -> Segment:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _write(path.with_name(path.name.replace(".tsv.zst", ".json")), json.dumps(segment.described()).encode())
     _write(path, data)
+    # Whoever has listed the folder sees by its time that there is more; the kernel's own clock ticks too coarsely.
+    now = time.time_ns()
+    os.utime(folder, ns=(now, now))
     return segment
 
 
@@ -158,6 +163,7 @@ class Archive:
         self._known: dict[str, Segment] = {}
         self._checked: set[tuple[str, int, int]] = set()
         self._blocks: OrderedDict[tuple[str, int], list[Line]] = OrderedDict()
+        self._lock = threading.Lock()
 
     # -- what there is ---------------------------------------------------------------------
 
@@ -332,9 +338,10 @@ class Archive:
 
     def _block(self, segment: Segment, number: int) -> list[Line]:
         key = (segment.name, number)
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
         self._check(segment)
         offset, size, first = segment.blocks[number]
         with segment.path.open("rb") as file:
@@ -347,9 +354,10 @@ class Archive:
         block = _lines(segment.name, plain)
         if not block or order(block[0][0])[1] != first:
             raise _altered(segment.name, f"its block {number} does not begin with event {first}")
-        self._blocks[key] = block
-        while len(self._blocks) > CACHED:
-            self._blocks.popitem(last=False)
+        with self._lock:
+            self._blocks[key] = block
+            while len(self._blocks) > CACHED:
+                self._blocks.popitem(last=False)
         return block
 
     def _check(self, segment: Segment) -> None:

@@ -47,6 +47,9 @@ def server(
     job: Annotated[str, typer.Option(help="Id of the job.")] = "job-1",
     sites: Annotated[int, typer.Option(min=1, help="Sites to wait for, before the job starts.")] = 1,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for them.")] = 300,
+    witness: Annotated[
+        str, typer.Option(help="HOST:PORT under which sites on other machines reach its witness.")
+    ] = "127.0.0.1:0",
 ) -> int:
     """Run a server for sites to join; with --app and --controller, run one job and end."""
     if (controller is None) != (app is None):
@@ -56,16 +59,25 @@ def server(
     packed = read_app(app) if app is not None else b""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _serve(name, secure, workflow, packed, app.name if app else "", job, sites, timeout)
+        return _serve(name, secure, workflow, packed, app.name if app else "", job, sites, timeout, witness)
     except KeyboardInterrupt:
         return 0 if workflow is None else INTERRUPTED
 
 
 def _serve(
-    name: str, secure: bool, workflow: Any, app: bytes, app_name: str, job: str, sites: int, timeout: float
+    name: str,
+    secure: bool,
+    workflow: Any,
+    app: bytes,
+    app_name: str,
+    job: str,
+    sites: int,
+    timeout: float,
+    witness: str,
 ) -> int:
     chosen = where()
-    with FederationServer(chosen.folder, name=name, fabric_url=chosen.fabric_url or "", secure=secure) as peer:
+    url = chosen.fabric_url or ""
+    with FederationServer(chosen.folder, name=name, fabric_url=url, secure=secure, witness=witness) as peer:
         peer.receive_files(chosen.folder / "received")
         peer.receive_logs(chosen.folder / "logs")
         err.print(f"[bold]{text(name)}[/] is there. Sites join it with:")

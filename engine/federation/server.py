@@ -59,6 +59,7 @@ class FederationServer:
         secure: seal commands and tasks for the sites, and take only what they seal; their keys have to be trusted
             here, and ours there.
         payload_max: bytes of one message, an app among them.
+        witness: HOST:PORT under which sites reach the witness that comes with it; port 0: any free one.
 
     Raises:
         ArgumentInvalid: somebody else lives in the folder.
@@ -72,6 +73,7 @@ class FederationServer:
         fabric_url: str = "",
         secure: bool = False,
         payload_max: int = 16 * 2**20,
+        witness: str = "127.0.0.1:0",
     ) -> None:
         self.folder = Path(folder).resolve()
         self.name = name
@@ -90,7 +92,10 @@ class FederationServer:
             StreamFabric(fabric_url, name), self.streams, self.ring, None, lambda: self.cell.listening
         )
         #: Who looks that each site's history stays one: it cosigns their checkpoints.
-        self.witness = WitnessServer(Witness(self.folder / "witness", name))
+        host, _, port = witness.rpartition(":")
+        if not host or not port.isdigit():
+            raise ArgumentInvalid(f"witness is {witness!r}", "HOST:PORT, 127.0.0.1:0", field="witness")
+        self.witness = WitnessServer(Witness(self.folder / "witness", name), host, int(port))
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_fabric, name="fabric", daemon=True)
         #: Sites that have registered: name -> what they said.

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import zstandard
 
-from engine.errors import ExportInvalid
+from engine.errors import ExportInvalid, Unverifiable
 from engine.files import write_json
 from engine.ids import check_site_name
 from engine.rebuild import rebuild_site
@@ -28,7 +28,7 @@ from events.envelope import Call
 from events.epochs import open_epoch, put_events
 from events.errors import RecordDamaged
 from events.note import Note
-from events.read import read
+from events.read import read, read_back
 from events.segments import Archive, line_of, order
 
 FORMAT = "flightlog-backup/1"
@@ -46,22 +46,25 @@ def backup(site: Site, path: Path) -> Exported:
     Apps, run folders and output are not in it.
 
     Raises:
-        FileExistsError: the file is there.
+        FileExistsError: the file is there. Unverifiable: there is no record yet.
     """
     store, root = site.jobs.store, site.workspace.root
     # Segments first, then what comes after them: the log only grows, so nothing is missing in between.
     on_disk = Archive(site.workspace.segments)
     end = on_disk.last_position
     parts = [one for name in PARTS for one in _files(root / name)]
-    tail = list(read(store, after=end))
-    last = tail[-1].seq if tail else on_disk.end
+    # One at least: what is appended next follows from the log's end in Redis.
+    tail = list(read(store, after=end)) or list(islice(read_back(store), 1))
+    if not tail:
+        raise Unverifiable("there is nothing on the record yet", "back it up when there is")
+    last = tail[-1].seq
     head = {
         "format": FORMAT,
         "site": site.name,
         "id": site.workspace.id,
         "taken": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "last": last,
-        "archived": on_disk.end,
+        "archived": tail[0].seq - 1,
     }
     with path.open("xb") as file:
         try:

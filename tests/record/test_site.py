@@ -40,8 +40,9 @@ from engine.site import Site
 from events.bodies.record import Erased
 from events.envelope import Actor
 from events.errors import RecordDamaged, RecordFull
+from events.keep import to_disk
 from events.read import count, read, read_job
-from events.seal import kept_notes, latest
+from events.seal import Sealer, kept_notes, latest
 from tests.histories import body
 from tests.support import SITE, in_state, kill, make_app, new_call, opened, until
 
@@ -499,6 +500,26 @@ def test_a_backup_brings_the_site_back_and_it_says_what_is_missing(workspace: Pa
             assert check(back.jobs)[1] == []
         finally:
             back.close()
+
+
+def test_a_backup_of_a_log_that_is_wholly_on_disk_goes_on_where_it_was(site: Site, tmp_path: Path) -> None:
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployRequested")])
+    feed_site(site, 19)
+    seal_now(site)
+    sealer = Sealer(site.jobs.store, site.workspace.seal, log_name(site.workspace))
+    sealer.begin()
+    assert to_disk(site.jobs.store, sealer.tree, sealer.size, size=10) == 2
+    sealer.close()
+    backup(site, tmp_path / "b.tar.zst")
+    head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
+    back = Site.open(workspace=tmp_path / "back")
+    try:
+        restored(back, new_call(), head, "a drill", None)
+        assert [event.seq for event in read(back.jobs.store)] == list(range(1, 22))
+        assert back.jobs.load("job-1").known
+        assert check(back.jobs) == (1, [])
+    finally:
+        back.close()
 
 
 def test_a_segment_that_goes_missing_is_named_by_verify(site: Site) -> None:
