@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests
 # Each has a target of its own: they need a browser, or minutes.
-APART  := tests/browser tests/status tests/contract tests/compose tests/record
+APART  := tests/faults tests/browser tests/status tests/contract tests/compose tests/record
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-api test-record test-histories compose-test screenshots lint docs bench lock soak clean
+.PHONY: help setup demo test test-faults test-fast test-browser test-api test-record test-histories compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,11 @@ setup: $(STAMP) ## a virtual environment in .venv with everything locked
 demo: $(STAMP) ## train one model on three sites of this machine, and show what each sent out
 	$(BIN)/flightlog demo
 
-test: $(STAMP) ## the whole suite: real servers, real processes, real kills
+test: $(STAMP) ## units, and the site as it is used: real servers, real processes
 	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) $(APART:%=--ignore %)
+
+test-faults: $(STAMP) ## real kills of real processes, and a seeded slice of the soak
+	$(BIN)/python -P -m pytest -n 5 --dist worksteal tests/faults
 
 test-fast: $(STAMP) ## only what needs no processes
 	$(BIN)/python -P -m pytest -n 2 tests/unit

@@ -100,6 +100,8 @@ class EmbeddedServer:
                 self._await(None, alive)
                 if not alive.held:
                     return None
+            if self._process is not None:
+                self._process.wait(5)  # it has let go of its lock, so it is about to be over
             try:
                 self._process = self._start(alive)
             finally:

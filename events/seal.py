@@ -155,11 +155,14 @@ class Sealer:
             raise HistoryBroken(
                 f"the log does not begin with the {checkpoint.size} events that were sealed", "flightlog verify"
             )
+        self._as_long_as_sealed()
+
+    def _as_long_as_sealed(self) -> None:
         with translated():
             end = cast("str | None", self.store.client.hget(self.store.keys.heads, "@seq"))
-        if end is not None and int(end) < checkpoint.size:
+        if end is not None and int(end) < self.tree.size:
             raise HistoryBroken(
-                f"the log ends with event {end}, and {checkpoint.size} were sealed",
+                f"the log ends with event {end}, and {self.tree.size} were sealed",
                 "a backup or a failover is disclosed with: flightlog new-epoch --reason TEXT",
             )
 
@@ -190,9 +193,12 @@ class Sealer:
         """Seal what is new; the checkpoint, or None where there is nothing worth one.
 
         Raises:
-            RecordDamaged: the log has a gap. LogUnavailable: the server is away.
+            RecordDamaged: the log has a gap. HistoryBroken: it is shorter than what was sealed.
+            LogUnavailable: the server is away.
         """
         events = self._next()
+        if not events:
+            self._as_long_as_sealed()
         if all(event.type in QUIET for event in events):
             return None
         expected = self.tree.size

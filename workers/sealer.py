@@ -19,7 +19,7 @@ from engine.site import Site
 from events.append import Ops
 from events.bodies.base import Body
 from events.bodies.record import CheckpointSigned, CheckpointWitnessed, RoomLow, SegmentWritten, WitnessRefused
-from events.errors import FlightlogError, HistoryBroken
+from events.errors import FlightlogError, HistoryBroken, RecordDamaged
 from events.keep import to_disk, trim
 from events.note import Note
 from events.read import read
@@ -73,7 +73,7 @@ class SealerDuty:
                     pass
             except FlightlogError as error:
                 broken = str(error)
-                if isinstance(error, HistoryBroken):
+                if isinstance(error, (HistoryBroken, RecordDamaged)):
                     begun = False  # disclosed by an epoch, it goes on
                 log.warning("%s", error)
             except OSError as error:

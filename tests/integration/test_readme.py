@@ -94,7 +94,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(place: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_demo_trains_a_federation_shows_what_left_each_site_and_names_three_commands(place: Path) -> None:
+def test_the_demo_trains_a_federation_shows_what_left_each_site_and_names_what_to_try(place: Path) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("flightlog"), "demo"],
         cwd=place,
@@ -128,7 +128,7 @@ def test_the_demo_trains_a_federation_shows_what_left_each_site_and_names_three_
     commands, look_back = done.stdout.split("Try next:")[1].strip().split("Look back on it in a browser: ")
     assert look_back.strip().endswith("api -w flightlog-demo/site-1")
     commands = commands.strip().splitlines()
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         again = subprocess.run(
             ["bash", "-c", command.strip()], cwd=place, env=environment(), capture_output=True, text=True, check=False

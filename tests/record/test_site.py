@@ -37,8 +37,9 @@ from engine.record.verify import Verification
 from engine.record.witness import Witness, WitnessServer
 from engine.record.witnessing import last_seen
 from engine.site import Site
-from events.bodies.record import Erased
+from events.bodies.record import Erased, HistoryLost
 from events.envelope import Actor
+from events.epochs import open_epoch
 from events.errors import RecordDamaged, RecordFull
 from events.keep import to_disk
 from events.read import count, read, read_job
@@ -520,6 +521,24 @@ def test_a_backup_of_a_log_that_is_wholly_on_disk_goes_on_where_it_was(site: Sit
         assert check(back.jobs) == (1, [])
     finally:
         back.close()
+
+
+def test_a_log_whose_end_goes_while_it_is_sealed_is_told_and_disclosed_it_goes_on(site: Site) -> None:
+    born(site, "job-1")
+    feed_site(site, 20)
+    with sealing(site):
+        until(lambda: sealed(site.workspace)["sealed"] >= 21)
+        size = count(site.jobs.store)
+        last = list(read(site.jobs.store))[-5:]
+        for event in last:
+            site.jobs.store.client.xdel(site.jobs.store.keys.log, event.position)
+        site.jobs.rebuild("somebody cut it")  # which appends an event of its own, at a sequence that was sealed
+        until(lambda: "were sealed" in (sealed(site.workspace)["broken"] or ""), 20, "it was not noticed")
+        end = count(site.jobs.store)
+        lost = HistoryLost(first=end + 1, last=size, note=str(latest(site.workspace.seal)), reason="a failover")
+        open_epoch(site.jobs.store, new_call(), [lost])
+        feed_site(site, 20)
+        until(lambda: sealed(site.workspace)["sealed"] > size and not sealed(site.workspace)["broken"], 30)
 
 
 def test_a_segment_that_goes_missing_is_named_by_verify(site: Site) -> None:
