@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from events.envelope import Event, from_entry
+from events.errors import RecordDamaged
 from events.heads import Head, parse
 from events.segments import Archive, Order, order
 from events.store import Store, translated
@@ -35,6 +36,38 @@ def read(store: Store, *, after: str = "0-0", upto: str = "+", page: int = PAGE)
         if len(entries) < page:
             return
         cursor = entries[-1][0]
+
+
+def read_twice(store: Store, *, after: str = "0-0") -> Iterator[Event]:
+    """As ``read``, but what is in Redis is told as it is there, and held against its copy on disk.
+
+    Raises:
+        RecordDamaged: the two differ; the one in Redis was told before.
+    """
+    archive, first = store.archive, first_event(store)
+    if archive is None or first is None or not archive.end:
+        yield from read(store, after=after)
+        return
+    cursor = after
+    for event in archive.read(after):
+        if event.seq >= first.seq:
+            break
+        yield event
+        cursor = event.position
+    copies = archive.read(cursor)
+    end = archive.end
+    for event in read(Store(store.client, store.site, vault=store.vault), after=cursor):
+        yield event
+        if event.seq <= end:
+            copy = next(copies, None)
+            if copy is None or (copy.position, copy.type, copy.subject, copy.version, copy.raw) != (
+                event.position,
+                event.type,
+                event.subject,
+                event.version,
+                event.raw,
+            ):
+                raise RecordDamaged(f"event {event.position} is another one in Redis than in its segment")
 
 
 def _moved(archive: Archive, cursor: str, entries: list[Any], upto: str) -> bool:

@@ -24,7 +24,7 @@ from events.bodies.record import HistoryLost
 from events.envelope import Event
 from events.errors import HistoryBroken, RecordDamaged
 from events.merkle import Tree, canonical, leaf_hash
-from events.note import Checkpoint, Note, Signer, Verifier
+from events.note import Checkpoint, Note, NoteInvalid, Signer, Verifier
 from events.read import read
 from events.segments import order
 from events.store import Store, allowed_when_full, translated
@@ -52,7 +52,10 @@ class Keys:
         """The key to sign with, made where there is none."""
         if not self.path.exists():
             self._put(Signer.new(name))
-        return Signer.parse(self.path.read_text())
+        signer = Signer.parse(self.path.read_text())
+        if not self.chain():
+            write(self.folder / "signers", f"{signer.verifier}\n")  # the public half can be had again
+        return signer
 
     def rotate(self, name: str) -> tuple[Verifier, Verifier, str]:
         """Take another key; the old one, the new one, and the old one's signature over the new."""
@@ -133,6 +136,8 @@ class Sealer:
         lost = self._lost_since(checkpoint)
         if lost is not None:
             size, position = lost
+        if lost is not None:
+            self.tree.cut(size)
         if self.tree.size < size or (lost is None and self.tree.root(size) != checkpoint.root):
             self.tree.cut(0)
             self._grow_again(size)
@@ -173,13 +178,16 @@ class Sealer:
             now = int(self.store.client.hget(self.store.keys.heads, "@epoch") or was)
         if now == was:
             return None
-        kept, before = None, "0-0"
-        for event in read(self.store):
-            if event.type == HistoryLost.name() and int(event.stored()["epoch"]) > was:
-                kept = min(kept[0] if kept else 2**63, event.body["first"] - 1), before
-                break
-            before = event.position
-        return (kept[0], kept[1]) if kept else None
+        cuts = [
+            int(event.body["first"]) - 1
+            for event in read(self.store)
+            if event.type == HistoryLost.name() and int(event.stored()["epoch"]) > was
+        ]
+        if not cuts or min(cuts) > checkpoint.size:
+            return None
+        size = min(cuts)
+        before = next((event.position for event in read(self.store) if event.seq == size), "0-0")
+        return size, before
 
     def _grow_again(self, size: int) -> None:
         """The tree's hashes, anew from the log."""
@@ -222,6 +230,24 @@ class Sealer:
         return note
 
 
+def kept(store: Store, folder: Path) -> int:
+    """How many of the events that were sealed the log still begins with."""
+    tree, size = Tree(folder / "tree", readonly=True), 0
+    try:
+        events = read(store)
+        while batch := list(islice(events, BATCH)):
+            leaves = tree.leaves(size, min(size + len(batch), tree.size))
+            for event, leaf in zip(batch, leaves, strict=False):
+                if leaf_of(event) != leaf:
+                    return size
+                size += 1
+            if size == tree.size:
+                break
+        return size
+    finally:
+        tree.close()
+
+
 def leaf_of(event: Event) -> bytes:
     """The hash of an event as a leaf."""
     return leaf_hash(canonical(event.position, event.type, event.subject, event.version, event.raw))
@@ -250,6 +276,10 @@ def latest(folder: Path) -> Note | None:
         return Note.parse((folder / "checkpoint").read_text())
     except FileNotFoundError:
         return None
+    except NoteInvalid as error:
+        raise RecordDamaged(
+            f"the last checkpoint, {folder / 'checkpoint'}, cannot be read: {error}", "restore it from a backup"
+        ) from error
 
 
 def keep_note(folder: Path, note: Note) -> None:

@@ -185,6 +185,8 @@ class Archive:
             for segment in self._segments:
                 if segment.first != expected:
                     self._seen = -1
+                    if segment.first < expected:
+                        raise _altered(segment.name, f"it begins before event {expected}, where it should")
                     raise _missing(expected, segment.first - 1)
                 expected = segment.last + 1
         return self._segments

@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,24 @@ class Vault:
             if path.stat().st_size
         }
 
-    def adopt(self, keys: Mapping[str, str]) -> None:
-        """Take in keys from an export; one that was destroyed here stays so."""
-        for name, key in keys.items():
-            path = self._path(name)
-            if _TOKEN.fullmatch(f"{MARK}{name}.A~") and not path.exists():
-                self._write(path, base64.b64decode(key))
+    def erased_of(self, job: str) -> list[str]:
+        """Names of those keys of a job that were destroyed."""
+        return [_name(path) for path in self._lives(job) if not path.stat().st_size]
+
+    def adopt(self, keys: Mapping[str, str], erased: Sequence[str] = ()) -> None:
+        """Take in keys from an export, and which were destroyed there; one that was destroyed here stays so.
+
+        Raises:
+            ValueError: a name or a key is none.
+        """
+        found = {name: base64.b64decode(key, validate=True) for name, key in keys.items()} | dict.fromkeys(
+            erased, b""
+        )
+        for name, data in found.items():
+            if not _TOKEN.fullmatch(f"{MARK}{name}.A~") or len(data) not in (0, KEY_BYTES):
+                raise ValueError(f"{str(name)[:40]!r} has no key of {KEY_BYTES} bytes")
+            if not self._path(name).exists():
+                self._write(self._path(name), data)
 
     def pseudonym(self, text: str) -> str:
         """A name for a text by which it can be looked for, and not be read: 16 hex digits, keyed."""

@@ -25,13 +25,14 @@ from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
 from engine.record.sources import site_source
-from engine.record.verify import Report, Verification
+from engine.record.verify import Report, Source, Verification
 from engine.record.witnessing import last_seen
 from engine.site import Site
 from engine.workspace import known_site
 from events.bodies.base import Body
 from events.bodies.record import Exported, Verified
 from events.envelope import Call
+from events.errors import RecordDamaged
 from events.merkle import included
 from events.note import Note, NoteInvalid, Verifier
 from events.read import at
@@ -84,10 +85,13 @@ def verify(
     site = opened()
     try:
         extra += _seen(witness or [], log_name(site.workspace))
-        first = _sequence(from_, "--from") or 1
+        first, last = _sequence(from_, "--from") or 1, _sequence(to, "--to")
+        if last is not None and last < first:
+            raise ArgumentInvalid(f"--to is before --from ({last} < {first})", "a later position", field="--to")
         source = site_source(site, first=first, extra=extra, anchor=anchor)
-        source.witnesses = [*source.witnesses, *(one for one in trusted if one is not None)]
-        report = Verification(source, first=first, last=_sequence(to, "--to")).run()
+        if trusted:  # those that you know, and no others
+            source.witnesses = [one for one in trusted if one is not None]
+        report = Verification(source, first=first, last=last).run()
         _tell(report, site.name)
         found = Verified(
             verdict=report.verdict,
@@ -106,30 +110,51 @@ def verify(
 def _verify_export(
     file: ExportFile, anchor: Verifier | None, trusted: list[Verifier | None], extra: list[Note]
 ) -> Report:
-    source = file.source(anchor=anchor, extra=extra if file.head["whole"] else ())
-    source.witnesses = [*source.witnesses, *(one for one in trusted if one is not None)]
+    source = file.source(anchor=anchor, extra=extra)
+    if trusted:
+        source.witnesses = [one for one in trusted if one is not None]
+    if source.notes and not source.chain:
+        raise Unverifiable("the file names no key of the site", "it has been changed, or name one that you know")
     if file.head["whole"]:
         return Verification(source).run()
-    # A part: each event by its own proof.
-    (signed,) = source.notes
-    point, report = signed.checkpoint, Report()
+    return _verify_part(file, source)
+
+
+def _verify_part(file: ExportFile, source: Source) -> Report:
+    """A part of a history: each event by its own proof, up to the checkpoint that came with it."""
+    if not source.notes:
+        raise Unverifiable("the file has no checkpoint", "have it made again")
+    signed, *others = source.notes
     check = Verification(source)
-    keys = check.keys()
+    report, point, keys = check.report, signed.checkpoint, check.keys()
+    report.first = 0
     if not signed.signed_by(keys):
         check.bad(0, "", "its checkpoint is not signed with a key of the site")
-    for event, proof in file.proofs():
-        report.first = report.first or event.seq
-        report.last, report.events = event.seq, report.events + 1
-        if proof is None:
-            continue
-        steps = [_bytes(step) for step in proof]
-        if included(leaf_of(event), event.seq - 1, point.size, steps, point.root):
-            report.signed = event.seq
-            report.witnessed = event.seq if signed.signed_by(source.witnesses) else report.witnessed
-        else:
-            check.bad(event.seq, event.position, "it is not in the log that was signed, or was changed")
-    report.problems = check.report.problems
-    report.witnessed_by = sorted(signed.signed_by(source.witnesses))
+    for other in others:
+        if other.checkpoint.size == point.size and other.checkpoint.root != point.root:
+            check.bad(0, "", "its checkpoint is not the one that you have of this size")
+    versions: dict[str, int] = {}
+    whole_job = file.head.get("job") is not None
+    try:
+        for event, proof in file.proofs():
+            before = versions.get(event.subject, 0 if whole_job else event.version - 1)
+            if event.seq <= report.last or (event.version != before + 1):
+                check.bad(event.seq, event.position, f"one is missing before it, or it comes twice: {event.subject}")
+            versions[event.subject] = event.version
+            report.first = report.first or event.seq
+            report.last, report.events = event.seq, report.events + 1
+            if event.seq > point.size:
+                continue  # not signed yet when the file was made
+            steps = [_bytes(step) for step in proof or []]
+            if proof is None or not included(leaf_of(event), event.seq - 1, point.size, steps, point.root):
+                check.bad(event.seq, event.position, "it is not in the log that was signed, or was changed")
+            else:
+                report.signed = event.seq
+    except RecordDamaged as error:
+        check.bad(report.last + 1, "", error.what)
+    report.checkpoints = 1
+    if by := check.vouching(signed):
+        report.witnessed, report.witnessed_by = report.signed, by
     return report
 
 
@@ -200,9 +225,9 @@ def _seen(urls: list[str], log: str) -> list[Note]:
     found = []
     for url in urls:
         seen = last_seen(url.rstrip("/"), log)
-        if seen is None:
+        if not seen:
             raise Unverifiable(f"the witness {url} has seen nothing of {log}", "name the one that cosigns it")
-        found.append(seen)
+        found += seen
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
@@ -25,12 +26,13 @@ from engine.record.sealing import seal_now
 from engine.record.witness import Witness, WitnessServer
 from engine.record.witnessing import last_seen
 from engine.site import Site
-from engine.workspace import known_site
+from engine.workspace import Workspace, known_site
 from events.bodies.record import HistoryLost, KeyRotated
 from events.envelope import Call
 from events.epochs import open_epoch
+from events.note import Note, Verifier
 from events.read import count
-from events.seal import Keys, latest
+from events.seal import Keys, kept, latest
 
 PANEL = "Keeping"
 
@@ -72,6 +74,9 @@ def witness(
     name: Annotated[str, typer.Option(help="Of its key: who it is.")] = "witness",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any that is free.")] = 8788,
+    accept: Annotated[
+        str | None, typer.Option(help="Accept this epoch of a log that was seen before, LOG/EPOCH, and end.")
+    ] = None,
     known_only: Annotated[
         bool, typer.Option("--known-only", help="Only logs whose key is in FOLDER/known; else the first is taken.")
     ] = False,
@@ -83,6 +88,10 @@ def witness(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     made = Witness(folder.resolve(), name, first_use=not known_only)
+    if accept is not None:
+        made.accept(accept)
+        out.print(f"{text(accept)} is cosigned from now on.")
+        return 0
     with WitnessServer(made, host, port) as server:
         err.print(f"Witness [bold]{text(name)}[/] at {server.url}. Its key: {text(made.signer.verifier)}")
         err.print("Sites show it their log with: FLIGHTLOG_WITNESS=" + server.url)
@@ -112,12 +121,12 @@ def new_epoch(
         raise ArgumentInvalid("--reason is missing", "say what happened: --reason 'a failover'", field="--reason")
     site = opened()
     try:
-        last, end = latest(site.workspace.seal), count(site.jobs.store)
+        last = latest(site.workspace.seal)
+        end = kept(site.jobs.store, site.workspace.seal)
         if last is None or last.checkpoint.size <= end:
             raise ArgumentInvalid(
-                f"nothing is missing: the log has {end} events, and "
-                f"{last.checkpoint.size if last else 0} were sealed",
-                "flightlog verify says whether it was changed",
+                f"nothing is missing: all {last.checkpoint.size if last else 0} events that were sealed are there",
+                "flightlog verify says more",
             )
         lost = HistoryLost(first=end + 1, last=last.checkpoint.size, note=str(last), reason=reason)
         epoch = open_epoch(site.jobs.store, Call(call_id=new_call_id(), actor=current_actor()), [lost])
@@ -165,16 +174,30 @@ def restore(
         )
     if not file.is_file():
         raise ArgumentInvalid(f"{file} is no file", "name one that flightlog backup wrote", field="FILE")
-    known = checkpoint_of(checkpoint) if checkpoint else None
-    head = unpack(file, chosen.folder)
-    site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+    noted = checkpoint_of(checkpoint) if checkpoint else None
+    # Beside it first: what fails leaves nothing behind.
+    beside = chosen.folder.with_name(f".{chosen.folder.name}.restoring")
+    shutil.rmtree(beside, ignore_errors=True)
     try:
-        if witness is not None:
-            known = last_seen(witness.rstrip("/"), log_name(site.workspace)) or known
-        told = restored(site, Call(call_id=new_call_id(), actor=current_actor()), head, reason, known)
-        seal_now(site)
-    finally:
-        site.close()
+        head = unpack(file, beside)
+        workspace = Workspace.find(beside)
+        log, keys = log_name(workspace), Keys(workspace.seal).verifiers()
+        seen = last_seen(witness.rstrip("/"), log) if witness is not None else []
+        known = _of_this_log([*seen, *([noted] if noted else [])], log, keys)
+        beside.rename(chosen.folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    try:
+        site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+        try:
+            told = restored(site, Call(call_id=new_call_id(), actor=current_actor()), head, reason, known)
+            seal_now(site)
+        finally:
+            site.close()
+    except BaseException:
+        shutil.rmtree(chosen.folder, ignore_errors=True)  # it was not there before
+        raise
     out.print(
         f"{text(head['site'])} is back in {text(chosen.folder)}, with {head['last']} events of {head['taken']}."
     )
@@ -184,6 +207,18 @@ def restore(
     if known is None:
         out.print("What came after the backup, nobody has said here: --witness or --checkpoint tells.")
     return 0
+
+
+def _of_this_log(notes: list[Note], log: str, keys: list[Verifier]) -> Note | None:
+    """The largest of some checkpoints; raises ``ArgumentInvalid`` for one that is not this site's."""
+    for one in notes:
+        if one.checkpoint.origin.rpartition("/")[0] != log or not one.signed_by(keys):
+            raise ArgumentInvalid(
+                f"the checkpoint of {one.checkpoint.origin[:80]} is not one that this site signed ({log})",
+                "name one of this site",
+                field="--checkpoint",
+            )
+    return max(notes, key=lambda one: one.checkpoint.size, default=None)
 
 
 def rebuild(

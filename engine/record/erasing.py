@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import JobUnknown, LegalHold, NotDeleted, Retained
+from engine.errors import ArgumentInvalid, JobUnknown, LegalHold, NotDeleted, Retained
 from engine.ids import check_job_id
 from engine.jobs import Loaded
 from engine.lifecycle import AT_REST
@@ -94,5 +94,7 @@ def hold(site: Site, call: Call, job: str, reason: str, *, lift: bool) -> str:
     loaded = site.jobs.load(check_job_id(job))
     if not loaded.known:
         raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+    if lift and not loaded.state.get("hold"):
+        raise ArgumentInvalid(f"{job} is not held", "flightlog show says whether it is", field="--lift")
     noted = site.jobs.note(call, [HoldLifted(reason=reason) if lift else HoldSet(reason=reason)], job)
     return noted.positions[0]

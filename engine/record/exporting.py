@@ -33,7 +33,7 @@ from events.read import last_position, read, read_job
 from events.seal import kept_notes
 from events.segments import order
 from events.subjects import job_of
-from events.vault import ERASED, LOCKED, Vault
+from events.vault import ERASED, LOCKED, MARK, Vault
 
 FORMAT = "flightlog-export/1"
 BEGIN, KEY, END = "flightlog.export.begin", "flightlog.export.key", "flightlog.export.end"
@@ -143,14 +143,15 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, *, whole: bool) -
             job = job_of(event.subject)
             if job is not None and job not in told and vault is not None:
                 told.add(job)
-                keys = vault.keys_of(job)
+                keys, erased = vault.keys_of(job), vault.erased_of(job)
                 tally.keys += len(keys)
-                if keys:
-                    data = {"job": job, "keys": keys}
+                if keys or erased:
+                    data = {"job": job, "keys": keys, "erased": erased}
                     yield _line(
                         {"specversion": "1.0", "id": f"key-{job}", "source": source, "type": KEY, "data": data}
                     )
             tally.see(event)
+            prover.check(event)
             proof = prover.path(event.seq, note) if not whole and event.seq <= note.checkpoint.size else None
             yield _line(cloudevent(event, source, proof))
         end = {"events": tally.events, "first": tally.first, "last": tally.last}
@@ -232,13 +233,19 @@ class ExportFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.keys: dict[str, str] = {}
+        self.erased: list[str] = []
         with self._opened() as lines:
             first = self._parsed(next(lines, ""))
-        if first.get("type") != BEGIN or first["data"].get("format") != FORMAT:
+        data = first.get("data")
+        if first.get("type") != BEGIN or not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ExportInvalid(
                 f"{path} does not begin as an export of Flightlog's does", "flightlog export writes one"
             )
         self.head: dict[str, Any] = first["data"]
+        wanted = {"site": str, "log": str, "whole": bool, "keys": list, "witnesses": list, "checkpoints": list}
+        for name, kind in wanted.items():
+            if not isinstance(self.head.get(name), kind):
+                raise ExportInvalid(f"{path}: {name} is missing in its head, or no {kind.__name__}")
 
     @property
     def log(self) -> str:
@@ -258,12 +265,10 @@ class ExportFile:
         count = 0
         for value in self._values():
             if value["type"] == KEY:
-                self.keys |= value["data"]["keys"]
-                vault.adopt(value["data"]["keys"])
+                self._key(value, vault)
                 continue
             if value["type"] == END:
-                if value["data"]["events"] != count:
-                    raise ExportInvalid(f"{self.path} has {count} events and says {value['data']['events']}")
+                self._ends(value, count)
                 return
             count += 1
             event = _event(value, self.path)
@@ -276,14 +281,44 @@ class ExportFile:
             yield event
         raise ExportInvalid(f"{self.path} is cut off after {count} events", "have it made again")
 
+    def _key(self, value: dict[str, Any], vault: Vault) -> None:
+        try:
+            keys, erased = dict(value["data"]["keys"]), list(value["data"].get("erased", ()))
+            vault.adopt(keys, erased)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ExportInvalid(f"{self.path} has keys that are none: {error}", "have it made again") from error
+        self.keys |= keys
+        self.erased += erased
+
+    def _ends(self, value: dict[str, Any], count: int) -> None:
+        says = value["data"].get("events") if isinstance(value.get("data"), dict) else None
+        if says != count:
+            raise ExportInvalid(f"{self.path} has {count} events, and says that it has {says}", "have it made again")
+
     def proofs(self) -> Iterator[tuple[Event, list[str] | None]]:
-        """Events of a part of a history, each with its proof."""
-        for value in self._values():
-            if value["type"] in (KEY, END):
-                continue
-            event = _event(value, self.path)
-            proof = value.get("flightlogproof")
-            yield event, proof.split() if proof is not None else None
+        """Events of a part of a history, each with its proof.
+
+        Raises:
+            ExportInvalid: it is cut off. RecordDamaged: what is shown is not what is stored.
+        """
+        count = 0
+        with tempfile.TemporaryDirectory(prefix="flightlog-") as folder:
+            vault = Vault(Path(folder))
+            for value in self._values():
+                if value["type"] == KEY:
+                    self._key(value, vault)
+                    continue
+                if value["type"] == END:
+                    self._ends(value, count)
+                    return
+                count += 1
+                event = _event(value, self.path)
+                event.vault = vault
+                if not _reads_as(value, event):
+                    raise RecordDamaged(f"what is to be read of event {event.position} is not what is stored of it")
+                proof = value.get("flightlogproof")
+                yield event, proof.split() if isinstance(proof, str) else None
+        raise ExportInvalid(f"{self.path} is cut off after {count} events", "have it made again")
 
     def source(self, *, anchor: Verifier | None = None, extra: Iterable[Note] = ()) -> Source:
         """To be verified."""
@@ -309,7 +344,7 @@ class ExportFile:
             value = json.loads(line)
             if isinstance(value, dict) and isinstance(value["type"], str):
                 return value
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             pass  # told below, for whatever it is instead
         raise ExportInvalid(f"{self.path} has a line that is no CloudEvent: {line[:60]!r}", "have it made again")
 
@@ -327,6 +362,7 @@ class ExportFile:
 
 def _event(value: dict[str, Any], path: Path) -> Event:
     try:
+        order(str(value["id"]))
         return Event(
             str(value["id"]),
             str(value["type"]).removeprefix("flightlog."),
@@ -340,17 +376,25 @@ def _event(value: dict[str, Any], path: Path) -> Event:
 
 def _reads_as(value: dict[str, Any], event: Event) -> bool:
     """Whether what a line shows is what the event says: nobody reads the stored bytes."""
+    source = str(value.get("source")).rpartition("/")[0]
     try:
-        shown = cloudevent(event, str(value["source"]).rpartition("/")[0])
+        told, event.vault, vault = cloudevent(event, source), None, event.vault
+        stored = cloudevent(event, source)
+        event.vault = vault
     except (ValueError, KeyError, TypeError):
         return True  # it is no event of ours at all, which verification says better
-    # Where a key has been destroyed since, or is not in the file, there is nothing to compare with.
-    return all(value.get(name) == shown[name] or _locked(shown[name]) for name in ("source", "time", "data"))
+    return all(_same(value.get(name), told[name], stored[name]) for name in ("source", "time", "data"))
 
 
-def _locked(shown: Any) -> bool:
-    text = json.dumps(shown)
-    return ERASED in text or LOCKED in text
+def _same(shown: Any, told: Any, stored: Any) -> bool:
+    """Field by field; where the key of a locked one is gone or not in the file, there is nothing to compare with."""
+    if isinstance(stored, dict) and isinstance(shown, dict):
+        return shown.keys() == stored.keys() and all(_same(shown[n], told[n], stored[n]) for n in stored)
+    if isinstance(stored, list) and isinstance(shown, list):
+        return len(shown) == len(stored) and all(map(_same, shown, told, stored))
+    if isinstance(stored, str) and MARK in stored and (ERASED in str(told) or LOCKED in str(told)):
+        return isinstance(shown, str) or shown is None
+    return bool(shown == told)
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Verify a proof or a bundle of Flightlog's, with nothing of Flightlog's: this file and ``cryptography``.
 
-    python flightlog_verify.py PROOF.json|BUNDLE.zip|FOLDER [--key KEY]
+    python flightlog_verify.py PROOF.json|BUNDLE.zip|FOLDER [--key KEY] [--witness-key KEY]
 
 It shows that each event was in the log which the site signed (RFC 6962 inclusion, Ed25519), and which witnesses
 cosigned it. That the key is the site's is for you to know: compare it with what the site's operator tells you, or
@@ -13,6 +13,8 @@ import hashlib
 import json
 import sys
 import zipfile
+import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -81,7 +83,11 @@ def chained(lines, anchor):
     return trusted
 
 
-def check(proofs, anchor):
+def _public(text):
+    return base64.b64decode(text)[1:]
+
+
+def check(proofs, anchor, known):
     """All proofs: what does not hold, and who signed."""
     wrong, by_site, by_witness = [], set(), set()
     for proof in proofs:
@@ -99,7 +105,12 @@ def check(proofs, anchor):
         if not signers:
             wrong.append(f"the checkpoint for event {event['position']} is not signed with the site's key")
         by_site |= signers
-        by_witness |= {key for key in proof.get("witnesses", []) for line in lines if signed(text, line, key)}
+        own = {key.partition(" ")[0].split("+", 2)[2] for key in proof["keys"]}
+        listed = known or proof.get("witnesses", [])
+        # A witness has a key of another kind (4), and is not the site itself.
+        able = [key for key in listed if base64.b64decode(key.split("+", 2)[2])[0] == 4]
+        able = [key for key in able if base64.b64decode(key.split("+", 2)[2])[1:] not in map(_public, own)]
+        by_witness |= {key for key in able for line in lines if signed(text, line, key)}
     return wrong, by_site, by_witness
 
 
@@ -114,27 +125,39 @@ def same(shown, stored):
     return shown == stored
 
 
+def shown_as_stored(shown, event):
+    """Whether an event is shown as it is stored: by its own names in a proof, as a CloudEvent in a bundle."""
+    rest = json.loads(event["d"])
+    moment = datetime.fromtimestamp(int(event["position"].partition("-")[0]) / 1000, UTC)
+    told = {name: rest[name] for name in ("schema", "actor", "step", "arguments", "cause", "correlation", "body")}
+    told["call_id"] = rest["call"]
+    time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if "data" in shown:
+        ours = ("flightlog." + event["type"], event["subject"], event["version"], event["d"], time)
+        said = tuple(shown.get(n) for n in ("type", "subject", "flightlogversion", "flightlogdata", "time"))
+        epoch = str(shown.get("source")).rpartition("/")[2]
+        return ours == said and epoch == str(rest["epoch"]) and same(shown["data"], told)
+    told |= {name: event[name] for name in ("position", "type", "subject", "version")}
+    return same(shown, told | {"time": time, "epoch": rest["epoch"]})
+
+
 def readable(events, proofs):
-    """Events that are shown otherwise than they are stored, or that no proof is for."""
-    stored = {proof["event"]["position"]: proof["event"] for proof in proofs}
-    if {event["id"] for event in events} != set(stored):
+    """What is shown otherwise than it is stored, twice, not at all, or in another order."""
+    stored = [proof["event"] for proof in proofs]
+    if [event["id"] for event in events] != [event["position"] for event in stored]:
         yield "events.jsonl and proofs.jsonl are not about the same events"
-    for event in events:
-        proven = stored.get(event["id"])
-        if proven is None:
-            continue
-        rest = json.loads(proven["d"])
-        told = {"actor": rest["actor"], "cause": rest["cause"], "body": rest["body"]}
-        shown = {name: event["data"].get(name) for name in told}
-        ours = (event["type"], event["subject"], event["flightlogdata"])
-        if ours != ("flightlog." + proven["type"], proven["subject"], proven["d"]) or not same(shown, told):
-            yield f"event {event['id']} is shown otherwise than it is stored"
+        return
+    if [event["version"] for event in stored] != list(range(1, len(stored) + 1)):
+        yield "events of the job are missing, or come twice"
+    for shown, event in zip(events, stored, strict=True):
+        if not shown_as_stored(shown, event):
+            yield f"event {event['position']} is shown otherwise than it is stored"
 
 
 def load(path):
     """Proofs and readable events, from a proof, a bundle or an unpacked one."""
     path = Path(path)
-    if path.is_file() and not zipfile.is_zipfile(path):
+    if (path.is_file() and path.suffix == ".json") or (path.is_file() and not zipfile.is_zipfile(path)):
         return [json.loads(path.read_text())], None
     if path.is_dir():
         names = [(path / name).read_text() for name in ("proofs.jsonl", "events.jsonl")]
@@ -146,20 +169,35 @@ def load(path):
 
 def main(arguments):
     """Verify, and say so."""
-    anchor = None
-    if "--key" in arguments:
-        at = arguments.index("--key")
-        anchor = arguments[at + 1]
-        del arguments[at : at + 2]
+    options = {"--key": None, "--witness-key": None}
+    for name in options:
+        if name in arguments:
+            at = arguments.index(name)
+            given = arguments[at + 1 : at + 2]
+            if not given or given[0].count("+") < 2:
+                print(f"{name} wants a key: <name>+<key id>+<base64>")
+                return 2
+            options[name] = given[0]
+            del arguments[at : at + 2]
     if len(arguments) != 1:
         print(__doc__)
         return 2
+    known = [options["--witness-key"]] if options["--witness-key"] else []
     try:
         proofs, events = load(arguments[0])
-        wrong, by_site, by_witness = check(proofs, anchor)
-        if events is not None:
+        wrong, by_site, by_witness = check(proofs, options["--key"], known)
+        if events is not None and not wrong:
             wrong += readable(events, proofs)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        elif not wrong:
+            wrong += [
+                f"event {one['event']['position']} is shown otherwise than it is stored"
+                for one in proofs
+                if "readable" in one and not shown_as_stored(one["readable"], one["event"])
+            ]
+    except (zipfile.BadZipFile, zlib.error) as error:
+        print(f"DAMAGED: the archive was changed: {error}")
+        return 7
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         print(f"could not verify: {type(error).__name__}: {error}")
         return 8
     for one in wrong[:20]:
@@ -171,7 +209,9 @@ def main(arguments):
         print("could not verify: there are no events in it")
         return 8
     print(f"{'WITNESSED' if by_witness else 'SITE-SIGNED'}: {len(proofs)} events verify.")
-    print("  What holds is the events; fields that name persons, and pages, are as the site shows them.")
+    print(
+        "  What holds is the events. Fields that name persons, the page and the manifest are as the site shows them."
+    )
     for key in sorted(by_site):
         print(f"  signed with the site's key {key}")
     for key in sorted(by_witness):

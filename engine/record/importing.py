@@ -52,7 +52,7 @@ def take_in(site: Site, path: Path) -> Report:
     while batch := list(islice(events, BATCH)):
         put_events(store, [(e.position, e.type, e.subject, e.version, e.raw) for e in batch])
     if store.vault is not None:
-        store.vault.adopt(file.keys)
+        store.vault.adopt(file.keys, file.erased)
     rebuild_site(store)
     with path.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()

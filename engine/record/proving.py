@@ -12,9 +12,10 @@ from engine.record.sources import chain_of
 from engine.record.witnessing import witness_keys
 from engine.site import Site
 from events.envelope import Event
+from events.errors import RecordDamaged
 from events.merkle import Tree
 from events.note import Note
-from events.seal import kept_notes
+from events.seal import kept_notes, leaf_of
 
 
 class Prover:
@@ -61,9 +62,15 @@ class Prover:
         """The hashes from an event up to a checkpoint's root, base64."""
         return [base64.b64encode(step).decode() for step in self.tree.inclusion(seq - 1, note.checkpoint.size)]
 
+    def check(self, event: Event) -> None:
+        """Raise ``RecordDamaged`` where an event is not what was sealed: nothing false goes out."""
+        if event.seq <= self.tree.size and self.tree.leaf(event.seq - 1) != leaf_of(event):
+            raise RecordDamaged(f"event {event.position} is not the event that was sealed", "flightlog verify")
+
     def proof(self, event: Event) -> dict[str, Any]:
         """All that is needed to verify one event elsewhere, and the event to be read."""
         note = self.note_for(event.seq)
+        self.check(event)
         return {
             "format": "flightlog-proof/1",
             "event": {

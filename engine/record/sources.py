@@ -11,7 +11,7 @@ from engine.site import Site
 from engine.workspace import Workspace
 from events.merkle import Tree
 from events.note import Note, NoteInvalid, Verifier
-from events.read import read
+from events.read import read, read_twice
 from events.seal import Keys, kept_notes
 
 ORIGINS = "origins"
@@ -50,7 +50,7 @@ def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), ancho
     except (NoteInvalid, ValueError) as error:
         raise Unverifiable(f"the checkpoints in {folder} cannot be read: {error}", "restore them") from error
     return Source(
-        events=read(store, after=after),
+        events=read_twice(store, after=after),
         notes=[*notes, *extra],
         chain=chain_of(site.workspace),
         witnesses=witness_keys(site.workspace),

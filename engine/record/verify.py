@@ -27,7 +27,7 @@ from events.bodies.record import (
 from events.envelope import Actor, Event, iso
 from events.errors import RecordDamaged
 from events.merkle import Tree
-from events.note import Note, NoteInvalid, Verifier
+from events.note import COSIGNATURE, Note, NoteInvalid, Verifier
 from events.seal import chained, leaf_of
 from events.segments import order
 from events.subjects import SITE, job_of
@@ -243,7 +243,8 @@ class Verification:
             report.erased.append(f"{event.subject} at event {seq}")
 
     def _new_epoch(self, event: Event, epoch: int) -> None:
-        if self._epoch and (epoch < self._epoch or event.type not in OPENS_EPOCH):
+        began = self._epoch or (1 if self.report.first == 1 else epoch)
+        if epoch != began and (epoch < began or event.type not in OPENS_EPOCH):
             self.bad(event.seq, event.position, f"epoch {epoch} begins here, and nothing says why")
         self._epoch = epoch
         self._epochs.append((event.seq, epoch))
@@ -312,10 +313,21 @@ class Verification:
             of_log = [key for key in named if key.name == log]
             first = anchor if anchor is not None and anchor.name == log else of_log[0]
             trusted += chained([line for line in self.source.chain if line.startswith(f"{log}+")], [first])
-        for key in named:
+        for number, key in enumerate(named):
+            if anchor is not None and anchor in named[number:]:
+                continue  # before the one you know: it vouches for nothing, and nothing is wrong with that
             if key not in trusted:
                 self.bad(0, "", f"the key {key.name}+{key.key_id.hex()} was not signed by the one before it")
         return trusted
+
+    def _witnesses(self) -> list[Verifier]:
+        """Those that can be one: the site's own key is none, whatever it is listed as."""
+        own = {key.public for key in self._chain_keys()}
+        return [key for key in self.source.witnesses if key.algorithm == COSIGNATURE and key.public not in own]
+
+    def vouching(self, note: Note) -> list[str]:
+        """Names and ids of the witnesses that cosigned a checkpoint."""
+        return sorted(f"{key.name}+{key.key_id.hex()}" for key in self._witnesses() if note.signed_by([key]))
 
     def _root(self, size: int) -> bytes | None:
         """The root over so many events; of a part, with the sealer's hashes for what comes after it."""
@@ -334,6 +346,7 @@ class Verification:
             if claimed >= seq or self._tree.root(min(claimed, size)).hex() != root:
                 self.bad(seq, position, f"the tree over {claimed} events is not the one that was signed")
         seen: set[str] = set()
+        witnesses = self._witnesses()
         good = 0
         wrong: tuple[int, str] | None = None
         for note in self._notes:
@@ -359,9 +372,11 @@ class Verification:
                 wrong = min(wrong or (checkpoint.size, ""), (checkpoint.size, checkpoint.position))
                 continue
             good = max(good, checkpoint.size if wrong is None or checkpoint.size < wrong[0] else 0)
-            by_site, by_witness = note.signed_by(keys), note.signed_by(self.source.witnesses)
+            by_site, by_witness = note.signed_by(keys), note.signed_by(witnesses)
             if not by_site and not keys:
                 continue  # without the site's keys nothing can be said of its signatures
+            if not by_site and note.signed_by(self._chain_keys()):
+                continue  # with a key from before the one that is known
             if not by_site:
                 self.bad(
                     checkpoint.size,
@@ -372,7 +387,7 @@ class Verification:
                 report.signed, report.signed_at = checkpoint.size, checkpoint.position
             if by_witness and checkpoint.size >= report.witnessed:
                 report.witnessed = checkpoint.size
-                report.witnessed_by = sorted({*report.witnessed_by, *by_witness})
+                report.witnessed_by = sorted({*report.witnessed_by, *self.vouching(note)})
         if wrong is not None and not any(problem.seq <= wrong[0] for problem in report.problems):
             which = f"one of the events {good + 1} to {wrong[0]} was changed"
             self.bad(wrong[0], wrong[1], f"the tree over {wrong[0]} events is not the one that was signed: {which}")

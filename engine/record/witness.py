@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from engine.errors import ArgumentInvalid
 from engine.files import locked, read_json, write_json
 from engine.status.sockets import listen
 from events.merkle import consistent
@@ -54,6 +55,12 @@ class Witness:
             if not path.exists():
                 write(path, str(Signer.new(name, COSIGNATURE)))
         self.signer = Signer.parse(path.read_text())
+        if self.signer.verifier.name != name:
+            raise ArgumentInvalid(
+                f"the witness in {folder} is {self.signer.verifier.name!r}, not {name!r}",
+                "name another folder, or the name that it has",
+                field="--name",
+            )
 
     def add(self, old: int, proof: list[bytes], note: Note, chain: list[str]) -> str:
         """Look at a checkpoint and cosign it; the signature line.
@@ -82,8 +89,15 @@ class Witness:
                 raise Declined(
                     422, f"a log that does not begin with the {size} events seen before: this is another history"
                 )
-            if not epoch.isdigit() or any(int(other) > int(epoch) for other in seen.get("epochs", {})):
-                raise Declined(422, f"epoch {epoch} of {log} is over")
+            if not epoch.isdigit():
+                raise Declined(422, f"{epoch!r} is no epoch")
+            if known is None and seen.get("epochs") and checkpoint.origin not in self._accepted():
+                # Whoever has the key can begin one, and leave out what he likes: that is for people to settle.
+                raise Declined(
+                    422,
+                    f"epoch {epoch} is another history of a log that was seen before: whoever runs this witness "
+                    f"has to accept it (flightlog witness --accept {checkpoint.origin})",
+                )
             line = self.signer.line(note.text)
             epochs = {
                 **seen.get("epochs", {}),
@@ -96,10 +110,19 @@ class Witness:
             write_json(self._path(log), {"log": log, "keys": [str(key) for key in keys], "epochs": epochs})
             return line
 
-    def last(self, log: str) -> str | None:
-        """The last checkpoint of a log that was cosigned here."""
+    def accept(self, origin: str) -> None:
+        """Cosign an epoch of a known log from now on, that does not begin with what was seen: an operator's word."""
+        accepted = sorted({*self._accepted(), origin})
+        write(self.folder / "accepted", "".join(f"{one}\n" for one in accepted))
+
+    def _accepted(self) -> list[str]:
+        path = self.folder / "accepted"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def last(self, log: str) -> list[str]:
+        """The last checkpoint of each epoch of a log that was cosigned here, the newest epoch first."""
         epochs = (read_json(self._path(log)) or {}).get("epochs", {})
-        return str(epochs[max(epochs, key=int)]["note"]) if epochs else None
+        return [str(epochs[epoch]["note"]) for epoch in sorted(epochs, key=int, reverse=True)]
 
     def logs(self) -> list[dict[str, Any]]:
         """All logs that were seen."""
@@ -120,7 +143,7 @@ class Witness:
 
 
 def witness_app(witness: Witness) -> Starlette:
-    """The witness over HTTP: ``POST /add-checkpoint``, ``GET /checkpoint?log=``, ``GET /key``."""
+    """The witness over HTTP: ``POST /add-checkpoint``, ``GET /checkpoint?log=`` (JSON), ``GET /key``."""
 
     async def add(request: Request) -> Response:
         body = b""
@@ -146,7 +169,9 @@ def witness_app(witness: Witness) -> Starlette:
 
     async def last(request: Request) -> Response:
         found = await run_in_threadpool(witness.last, request.query_params.get("log", ""))
-        return PlainTextResponse(found) if found else PlainTextResponse("nothing was seen of this log\n", 404)
+        if not found:
+            return PlainTextResponse("nothing was seen of this log\n", 404)
+        return Response(json.dumps(found), media_type="application/json")
 
     async def key(request: Request) -> Response:
         return PlainTextResponse(f"{witness.signer.verifier}\n")

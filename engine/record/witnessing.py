@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import json
 import time
 import urllib.error
 import urllib.parse
@@ -86,18 +87,18 @@ def witnessed(workspace: Workspace) -> tuple[int, float]:
     return max(found, default=(0, 0.0))
 
 
-def last_seen(url: str, log: str) -> Note | None:
-    """What a witness has seen last of a log; None: nothing.
+def last_seen(url: str, log: str) -> list[Note]:
+    """What a witness has seen last of a log, of each epoch, the newest first; none: nothing.
 
     Raises:
         EngineDown: it does not answer, or with something else.
     """
     status, said = _ask(f"{url}/checkpoint?{urllib.parse.urlencode({'log': log})}")
     if status == 404:
-        return None
+        return []
     try:
-        return Note.parse(said)
-    except NoteInvalid as error:
+        return [Note.parse(one) for one in json.loads(said)]
+    except (NoteInvalid, ValueError, TypeError, AttributeError) as error:
         raise EngineDown(f"{url} is no witness: {error}", "name one with --witness") from error
 
 

@@ -79,12 +79,12 @@ def test_nothing_is_written_over_and_what_is_no_export_is_said_to_be_none(place:
     (place.folder / "text").write_text("hello\n")
     for name in ("rubbish", "text"):
         said = place("verify", "--export", name)
-        assert (said.code, "EXPORT_INVALID" in said.err) == (2, True), said
+        assert (said.code, "EXPORT_INVALID" in said.err) == (8, True), said
         assert "EXPORT_INVALID" in place("import", name, "-w", "new").err
     assert place("verify", "--export", "nowhere").code == 8
     cut = (place.folder / "one.zst").read_bytes()
     (place.folder / "cut.zst").write_bytes(cut[: len(cut) // 2])
-    assert place("verify", "--export", "cut.zst").code == 2
+    assert place("verify", "--export", "cut.zst").code == 8
     full = place("import", "one.zst")
     assert (full.code, "SITE_NOT_EMPTY" in full.err) == (4, True)
 
@@ -95,6 +95,8 @@ def test_nothing_is_written_over_and_what_is_no_export_is_said_to_be_none(place:
         (("verify", "--from", "x"), 2, "--from"),
         (("verify", "--to", "0"), 2, "--to"),
         (("verify", "--key", "x"), 2, "--key"),
+        (("verify", "--from", "9", "--to", "5"), 2, "--to is before"),
+        (("hold", "job-1", "--lift", "--reason", "x"), 2, "not held"),
         (("verify", "--checkpoint", "nowhere"), 8, "UNVERIFIABLE"),
         (("verify", "--from", "999999"), 8, "no event 999998"),
         (("verify", "--witness", "http://127.0.0.1:1"), 6, "does not answer"),
@@ -122,7 +124,7 @@ def test_nothing_is_written_over_and_what_is_no_export_is_said_to_be_none(place:
         (("new-epoch",), 2, "--reason"),
         (("new-epoch", "--reason", "x"), 2, "nothing is missing"),
         (("restore", "nowhere", "--reason", "x", "-w", "new"), 2, "is no file"),
-        (("restore", "app/config/config_fed_client.json", "--reason", "x", "-w", "new"), 2, "cannot be unpacked"),
+        (("restore", "app/config/config_fed_client.json", "--reason", "x", "-w", "new"), 8, "cannot be unpacked"),
         (("restore", "x"), 2, "--reason"),
         (("witness", "--name", "a b"), 2, "--name"),
     ],
@@ -147,7 +149,7 @@ def test_a_backup_and_its_site_come_back_by_what_the_command_prints(place: Place
     half = (place.folder / "b.tar.zst").read_bytes()
     (place.folder / "half.tar.zst").write_bytes(half[: len(half) // 2])
     said = place("restore", "half.tar.zst", "--reason", "x", "-w", "half")
-    assert (said.code, "EXPORT_INVALID" in said.err) == (2, True), said
+    assert (said.code, "EXPORT_INVALID" in said.err) == (8, True), said
 
 
 def test_damage_ends_with_its_own_exit_code(place: Place) -> None:

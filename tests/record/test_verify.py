@@ -41,7 +41,7 @@ def test_an_untouched_log_is_in_order_and_it_is_said_who_vouches_for_what(base: 
     assert (word, low, high) == ("WITNESSED", 1, base.witnessed)
     assert (signed, after, upto) == ("SITE-SIGNED", base.witnessed + 1, base.tree.size)
     assert (rest, tail, end) == ("UNSEALED", base.tree.size + 1, len(base.events))
-    assert report.witnessed_by == ["witness.example"]
+    assert [name.partition("+")[0] for name in report.witnessed_by] == ["witness.example"]
 
 
 def test_without_a_witness_and_without_a_seal_less_is_said(base: Lab) -> None:
@@ -202,7 +202,7 @@ def test_an_older_backup_is_found_with_the_seal_and_by_the_witness_without_it(tm
     tree.append(old.tree.leaves(0, tree_size))
     alone = Source(backup, notes, old.keys.chain(), [old.witness.signer.verifier], tree)
     assert Verification(alone).run().problems == []
-    seen = Note.parse(old.witness.last(LOG) or "")
+    seen = Note.parse(old.witness.last(LOG)[0])
     report = Verification(replace(alone, notes=[*notes, seen])).run()
     assert "its end was cut" in report.problems[0].what
 
@@ -294,7 +294,7 @@ def test_the_holder_of_the_key_who_signs_everything_again_is_found_by_the_witnes
     report = Verification(mine).run()
     assert report.problems == [], "nothing within the site can show it; docs/trust.md says so"
     assert report.verdict == "SITE-SIGNED"
-    seen = Note.parse(made.witness.last(LOG) or "")
+    seen = Note.parse(made.witness.last(LOG)[0])
     assert Verification(replace(mine, notes=[*notes, seen])).run().verdict == "DAMAGED"
     # And the witness does not cosign it.
     with pytest.raises(Declined, match="another history") as declined:
@@ -335,3 +335,47 @@ def test_a_witness_that_was_started_anew_has_its_key_and_its_memory(tmp_path: Pa
     assert again.signer.verifier == made.witness.signer.verifier
     assert again.last(LOG) == made.witness.last(LOG)
     assert Keys(tmp_path / "seal").verifiers() == made.keys.verifiers()
+
+
+# -- what a stranger tried -------------------------------------------------------------------------
+
+
+def test_an_epoch_is_no_way_round_the_witness(tmp_path: Path) -> None:
+    made = lab(tmp_path)
+    events = [with_epoch(event, 7) for event in made.events[:20]]
+    tree = Tree()
+    tree.append([leaf_of(event) for event in events])
+    forged = sign(made.keys.signer(LOG), tree, events, epoch=7)
+    with pytest.raises(Declined, match="has to accept it"):
+        made.witness.add(0, [], forged, made.keys.chain())
+    # A log that begins in another epoch than the first says why, or is damaged.
+    report = Verification(Source(events, [forged], made.keys.chain())).run()
+    assert any("epoch 7 begins here" in problem.what for problem in report.problems)
+    # Once accepted, both histories are told to whoever asks.
+    made.witness.accept(f"{LOG}/7")
+    made.witness.add(0, [], forged, made.keys.chain())
+    notes = [Note.parse(text) for text in made.witness.last(LOG)]
+    assert [note.checkpoint.origin for note in notes] == [f"{LOG}/7", f"{LOG}/1"]
+    assert Verification(made.source()).run().problems == []
+    assert Verification(replace(made.source(), notes=[*made.notes, *notes])).run().problems
+
+
+def with_epoch(event: Event, epoch: int) -> Event:
+    return replace(event, raw=json.dumps({**json.loads(event.raw), "epoch": epoch}))
+
+
+def test_the_sites_own_key_is_no_witness(base: Lab) -> None:
+    own = base.keys.verifiers()[0]
+    alone = Verification(replace(base.source(), witnesses=[own, replace(own, algorithm=4)])).run()
+    assert alone.verdict == "SITE-SIGNED"
+
+
+def test_a_key_from_after_a_rotation_is_enough(tmp_path: Path) -> None:
+    made = lab(tmp_path, jobs=2)
+    made.keys.rotate(LOG)
+    made.live("job-later")
+    made.seal()
+    newest = made.keys.verifiers()[-1]
+    report = Verification(replace(made.source(), anchor=newest)).run()
+    assert (report.problems, report.verdict) == ([], "SITE-SIGNED")
+    assert report.signed == made.tree.size
