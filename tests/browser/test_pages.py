@@ -36,7 +36,9 @@ def test_a_page_moves_by_itself_when_something_happens(site: Served, page: Page)
 
 def test_the_site_is_always_named_and_what_went_wrong_is_told_with_a_hint(site: Served, page: Page) -> None:
     for path in PAGES:
-        page.goto(path)
+        answer = page.goto(path)
+        assert answer is not None
+        assert answer.status == (404 if path == "/jobs/nobody" else 200), path
         expect(page.locator("header .site")).to_have_text(site.engine.site.name)
     page.goto("/jobs/bad")
     card = page.locator("[data-part=failure]")

@@ -15,10 +15,12 @@ from engine.calls.deploy import deploy
 from engine.errors import JobLive
 from engine.fold import JobState, apply, fact_of
 from engine.jobs import Loaded
+from engine.lifecycle import OF_THE_RECORD
 from engine.record.sealing import seal_now
 from events.bodies.record import ReviewRecorded
 from events.envelope import iso
 from events.read import read, read_job
+from tests.histories import body
 from tests.status.served import Served, over_unix, served
 from tests.support import SITE, in_state, kill, new_call, processes_with, until, zip_of
 
@@ -278,3 +280,15 @@ def test_the_audit_says_how_far_the_record_can_be_trusted_and_verifies_in_the_ba
     assert "nothing unusual" in page
     assert "SITE-SIGNED" in page
     assert "Verify now" not in page, "a viewer looks"
+
+
+def test_every_kind_of_act_on_the_record_can_be_shown(site: Served) -> None:
+    for kind in sorted(OF_THE_RECORD):
+        about = "well" if kind in ("HoldSet", "HoldLifted", "Erased") else None
+        site.engine.site.jobs.note(new_call(), [body(kind)], about)
+    site.fed()
+    with site.client(site.viewer) as client:
+        page = client.get("/audit")
+    assert page.status_code == 200
+    for kind in OF_THE_RECORD:
+        assert kind in page.text
