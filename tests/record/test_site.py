@@ -663,7 +663,7 @@ def test_an_erased_life_stays_erased_where_it_is_taken_in_and_the_next_can_be_er
         other.close()
 
 
-@pytest.mark.parametrize("how", ["noproof", "shown", "drop", "double", "cut", "whole"])
+@pytest.mark.parametrize("how", ["noproof", "badproof", "shown", "drop", "double", "cut", "whole"])
 def test_a_part_that_was_changed_is_found(site: Site, tmp_path: Path, how: str) -> None:
     from engine.cli.evidence import _verify_export
 
@@ -679,6 +679,9 @@ def test_a_part_that_was_changed_is_found(site: Site, tmp_path: Path, how: str) 
     if how == "noproof":
         event.pop("flightlogproof")
         event["type"] = "flightlog.AppFailed"
+        lines[at[2]] = json.dumps(event) + "\n"
+    elif how == "badproof":
+        event["flightlogproof"] = "rubbish " + event["flightlogproof"]
         lines[at[2]] = json.dumps(event) + "\n"
     elif how == "shown":
         event["data"]["call_id"] = "another"
