@@ -29,7 +29,7 @@ test: $(STAMP) ## units, and the site as it is used: real servers, real processe
 	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) $(APART:%=--ignore %)
 
 test-faults: $(STAMP) ## real kills of real processes, and a seeded slice of the soak
-	$(BIN)/python -P -m pytest -n 5 --dist worksteal tests/faults
+	$(BIN)/python -P -m pytest -n 3 --dist worksteal tests/faults
 
 test-fast: $(STAMP) ## only what needs no processes
 	$(BIN)/python -P -m pytest -n 2 tests/unit

@@ -138,7 +138,7 @@ def callers_agree(store: Store, results: list[dict[str, Any]]) -> None:
             assert result["code"] in known, f"{result}, but the record has {outcome.type} {outcome.body}"
 
 
-def send(engine: ClientEngine, timeout: float = 5.0, **payload: Any) -> Shareable:
+def send(engine: ClientEngine, timeout: float = 20.0, **payload: Any) -> Shareable:
     """One aux request."""
     return engine.send_aux_request("topic", Shareable(payload), timeout, engine.new_context())
 
