@@ -26,7 +26,6 @@ from events.errors import HistoryBroken, RecordDamaged
 from events.merkle import Tree, canonical, leaf_hash
 from events.note import Checkpoint, Note, NoteInvalid, Signer, Verifier
 from events.read import read
-from events.segments import order
 from events.store import Store, allowed_when_full, translated
 
 BATCH = 20_000  # events of one checkpoint, at most,
@@ -343,8 +342,3 @@ def write(path: Path, text: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def sequence(position: str) -> int:
-    """The sequence of a position."""
-    return order(position)[1]

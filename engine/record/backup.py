@@ -52,7 +52,9 @@ def backup(site: Site, path: Path) -> Exported:
     # Segments first, then what comes after them: the log only grows, so nothing is missing in between.
     on_disk = Archive(site.workspace.segments)
     end = on_disk.last_position
-    parts = [one for name in PARTS for one in _files(root / name)]
+    listed = [one for name in PARTS for one in _files(root / name)]
+    # What was signed comes before what it is over: a backup holds no checkpoint over events that are not in it.
+    parts = {one: None if one.suffix == ".zst" else _bytes(one) for one in listed}
     # One at least: what is appended next follows from the log's end in Redis.
     tail = list(read(store, after=end)) or list(islice(read_back(store), 1))
     if not tail:
@@ -74,11 +76,10 @@ def backup(site: Site, path: Path) -> Exported:
             ):
                 _add(tar, "backup.json", json.dumps(head).encode())
                 _add(tar, TAIL, b"".join(line_of(event) for event in tail))
-                for part in parts:
-                    try:
-                        _add(tar, str(part.relative_to(root)), part.read_bytes())
-                    except FileNotFoundError:
-                        continue  # it went meanwhile: a key that was destroyed, for instance
+                for part, early in parts.items():
+                    data = _bytes(part) if part.suffix == ".zst" else early
+                    if data is not None:
+                        _add(tar, str(part.relative_to(root)), data)
         except BaseException:
             path.unlink()
             raise
@@ -96,6 +97,13 @@ def _files(path: Path) -> Iterator[Path]:
             inside = one.relative_to(path).parts
             if one.is_file() and not one.is_symlink() and inside[0] not in LEFT_OUT and inside[-1][0] != ".":
                 yield one
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None  # it went meanwhile
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -88,9 +88,8 @@ def export(
     events: Iterable[Event] = read_job(store, job) if job is not None else read(store, upto=upto)
     events = (e for e in events if order(e.position) <= order(upto) and (since is None or int(e.ms) >= since))
     tally = _Tally(job)
-    lines = (
-        _rows(events, tally) if style == "csv" else _lines(site, events, tally, whole=job is None and since is None)
-    )
+    whole = job is None and since is None
+    lines = _rows(events, tally) if style == "csv" else _lines(site, events, tally, upto, whole=whole)
     with path.open("xb") as file:
         try:
             digest = _write(file, lines, pack=style == "cloudevents" and path.suffix != ".jsonl")
@@ -122,11 +121,13 @@ class _Tally:
         self.events += 1
 
 
-def _lines(site: Site, events: Iterable[Event], tally: _Tally, *, whole: bool) -> Iterator[str]:
+def _lines(site: Site, events: Iterable[Event], tally: _Tally, upto: str, *, whole: bool) -> Iterator[str]:
     source, vault = f"/{log_name(site.workspace)}", site.jobs.store.vault
     prover = Prover(site)
     try:
         note = prover.last
+        end = order(upto)[1]  # the sealer goes on meanwhile
+        signed = [one for one in kept_notes(site.workspace.seal) if one.checkpoint.size <= end] if whole else [note]
         head = {
             "format": FORMAT,
             "site": site.name,
@@ -135,7 +136,7 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, *, whole: bool) -
             "job": tally.job,
             "keys": chain_of(site.workspace),
             "witnesses": [str(key) for key in witness_keys(site.workspace)],
-            "checkpoints": [str(one) for one in kept_notes(site.workspace.seal)] if whole else [str(note)],
+            "checkpoints": [str(one) for one in signed],
         }
         yield _line({"specversion": "1.0", "id": "begin", "source": source, "type": BEGIN, "data": head})
         told: set[str] = set()
@@ -154,8 +155,8 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, *, whole: bool) -
             prover.check(event)
             proof = prover.path(event.seq, note) if not whole and event.seq <= note.checkpoint.size else None
             yield _line(cloudevent(event, source, proof))
-        end = {"events": tally.events, "first": tally.first, "last": tally.last}
-        yield _line({"specversion": "1.0", "id": "end", "source": source, "type": END, "data": end})
+        told_all = {"events": tally.events, "first": tally.first, "last": tally.last}
+        yield _line({"specversion": "1.0", "id": "end", "source": source, "type": END, "data": told_all})
     finally:
         prover.close()
 
@@ -253,33 +254,10 @@ class ExportFile:
         return str(self.head["log"])
 
     def events(self) -> Iterator[Event]:
-        """Its events, as they were stored; keys that come with them are gathered in ``keys``.
-
-        Raises:
-            ExportInvalid: it is cut off, or something in it is no event.
-        """
-        with tempfile.TemporaryDirectory(prefix="flightlog-") as folder:
-            yield from self._events(Vault(Path(folder)))
-
-    def _events(self, vault: Vault) -> Iterator[Event]:
-        count = 0
-        for value in self._values():
-            if value["type"] == KEY:
-                self._key(value, vault)
-                continue
-            if value["type"] == END:
-                self._ends(value, count)
-                return
-            count += 1
-            event = _event(value, self.path)
-            event.vault = vault
-            if not _reads_as(value, event):
-                raise RecordDamaged(
-                    f"what is to be read of event {event.position} is not what is stored of it", "have it made again"
-                )
+        """Its events, as they were stored; keys that come with them are gathered in ``keys``; see ``proofs``."""
+        for event, _ in self.proofs():
             event.vault = None
             yield event
-        raise ExportInvalid(f"{self.path} is cut off after {count} events", "have it made again")
 
     def _key(self, value: dict[str, Any], vault: Vault) -> None:
         try:
@@ -296,7 +274,7 @@ class ExportFile:
             raise ExportInvalid(f"{self.path} has {count} events, and says that it has {says}", "have it made again")
 
     def proofs(self) -> Iterator[tuple[Event, list[str] | None]]:
-        """Events of a part of a history, each with its proof.
+        """Its events, to be read, each with the proof that a part of a history brings.
 
         Raises:
             ExportInvalid: it is cut off. RecordDamaged: what is shown is not what is stored.

@@ -71,7 +71,6 @@ class Report:
     events: int = 0
     problems: list[Problem] = field(default_factory=list)
     signed: int = 0
-    signed_at: str | None = None
     witnessed: int = 0
     witnessed_by: list[str] = field(default_factory=list)
     checkpoints: int = 0
@@ -152,7 +151,6 @@ class Verification:
         self._states: dict[str, JobState] = {}
         self._notes = list(source.notes)
         self._claimed: list[tuple[int, str, int, str]] = []
-        self._epochs: list[tuple[int, int]] = []
         self._cuts: dict[int, int] = {}
         self._ms, self._epoch = 0, 0
         if first > 1 and source.tree is not None:
@@ -247,7 +245,6 @@ class Verification:
         if epoch != began and (epoch < began or event.type not in OPENS_EPOCH):
             self.bad(event.seq, event.position, f"epoch {epoch} begins here, and nothing says why")
         self._epoch = epoch
-        self._epochs.append((event.seq, epoch))
 
     def _legal(self, event: Event, job: str, whole: Any) -> None:
         state = self._states.get(job)
@@ -384,7 +381,7 @@ class Verification:
                     f"its checkpoint is signed by {', '.join(note.names())[:80]}, not with a key of the site",
                 )
             elif checkpoint.size > report.signed:
-                report.signed, report.signed_at = checkpoint.size, checkpoint.position
+                report.signed = checkpoint.size
             if by_witness and checkpoint.size >= report.witnessed:
                 report.witnessed = checkpoint.size
                 report.witnessed_by = sorted({*report.witnessed_by, *self.vouching(note)})

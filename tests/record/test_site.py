@@ -42,7 +42,7 @@ from events.envelope import Actor
 from events.epochs import open_epoch
 from events.errors import RecordDamaged, RecordFull
 from events.keep import to_disk
-from events.read import count, read, read_back, read_job
+from events.read import count, last_position, read, read_back, read_job
 from events.seal import Sealer, kept_notes, latest
 from tests.histories import body
 from tests.support import SITE, in_state, kill, make_app, new_call, opened, until
@@ -760,3 +760,42 @@ def test_the_one_file_verifier_finds_what_was_changed(site: Site, tmp_path: Path
     assert said.returncode == expected, said
     assert "WITNESSED" not in said.stdout
     assert _standalone(str(folder), "--key").returncode == 2
+
+
+def test_an_export_is_in_order_though_the_sealer_signs_on_while_it_is_written(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born(site, "job-1")
+    feed_site(site, 10)
+    seal_now(site)
+    moment = last_position(site.jobs.store)
+    monkeypatch.setattr("engine.record.exporting.last_position", lambda store: moment)
+    feed_site(site, 10)  # and is sealed by the time that its head is written
+    export(site, tmp_path / "all.zst")
+    report = Verification(ExportFile(tmp_path / "all.zst").source()).run()
+    assert (report.problems, report.verdict) == ([], "SITE-SIGNED")
+
+
+def test_a_backup_can_be_restored_though_the_sealer_signs_on_while_it_is_made(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born(site, "job-1")
+    feed_site(site, 10)
+    seal_now(site)
+
+    def slow(store: Any, **given: Any) -> Any:
+        tail = list(read(store, **given))
+        feed_site(site, 10)
+        seal_now(site)
+        return tail
+
+    monkeypatch.setattr("engine.record.backup.read", slow)
+    backup(site, tmp_path / "b.tar.zst")
+    head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
+    back = Site.open(workspace=tmp_path / "back")
+    try:
+        restored(back, new_call(), head, "a drill", None)
+        seal_now(back)
+        assert verified(back).verdict == "SITE-SIGNED"
+    finally:
+        back.close()
