@@ -22,6 +22,7 @@ from engine.cell.fabric import answers_of, inbox_of
 from engine.jobs import Jobs
 from engine.overview import caretaker_seen
 from engine.owner import servers_of
+from engine.record.custody import user_name
 from engine.record.sealed import sealed
 from engine.replay import differing
 from engine.server import Servers
@@ -59,6 +60,7 @@ def examine(folder: Path, record_url: str = "", fabric_url: str = "") -> Iterato
     yield from exchange(workspace)
     yield from caretaker(workspace)
     yield from _sealed(workspace)
+    yield from _signing(workspace)
     yield from _servers(workspace, record_url, fabric_url)
 
 
@@ -234,6 +236,19 @@ def _sealed(workspace: Workspace) -> Iterator[Finding]:
         )
     else:
         yield Finding("seal", "ok", what, "")
+
+
+def _signing(workspace: Workspace) -> Iterator[Finding]:
+    """Who holds the key that the log is signed with, where the site was told to give it away."""
+    known, wanted = sealed(workspace), settings().signer
+    if not known["sealing"] or not (wanted or known["signer"]):
+        return
+    if known["signer"] is None:
+        yield Finding("signing key", "warn", "still in the workspace", "flightlog rotate-key hands it to the signer")
+    elif known["signer"] == user_name(os.getuid()):
+        yield Finding("signing key", "warn", "held by a signer of this very user", "run the signer as another user")
+    else:
+        yield Finding("signing key", "ok", f"held by {known['signer']}")
 
 
 def _replay(workspace: Workspace, url: str) -> Iterator[Finding]:

@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     api_body_max: int = Field(default=256 * 2**20, gt=0, description="bytes of an app that comes in through the API")
     seal: Literal["on", "off"] = Field(default="on", description="whether `flightlog up` seals the log")
     seal_every: float = Field(default=1, gt=0, description="between two looks for what is to be sealed")
+    signer: str = Field(
+        default="",
+        description="unix socket of the signer that holds the site's key, as another user; empty: the site",
+    )
     keep: int = Field(
         default=100_000, ge=100, description="events that stay in Redis; older ones, once sealed, are on disk only"
     )

@@ -7,13 +7,9 @@ one size of an epoch there is one root for ever.
 
 from __future__ import annotations
 
-import base64
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -21,11 +17,13 @@ from typing import cast
 import redis
 
 from events.bodies.record import HistoryLost
+from events.durable import write
 from events.envelope import Event
 from events.errors import HistoryBroken, RecordDamaged
 from events.merkle import Tree, canonical, leaf_hash
-from events.note import Checkpoint, Note, NoteInvalid, Signer, Verifier
+from events.note import Checkpoint, Note, NoteInvalid
 from events.read import read
+from events.signing import Custodian, Keys
 from events.store import Store, allowed_when_full, translated
 
 BATCH = 20_000  # events of one checkpoint, at most,
@@ -36,61 +34,6 @@ FSYNC_PATIENCE = 5_000  # ms
 QUIET = frozenset(("CheckpointSigned", "CheckpointWitnessed", "WitnessRefused", "SegmentWritten"))
 
 
-class Keys:
-    """The site's signing key, and those that it had before.
-
-    Args:
-        folder: ``key`` is the private one, ``signers`` has the public ones.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "key"
-
-    def signer(self, name: str) -> Signer:
-        """The key to sign with, made where there is none."""
-        if not self.path.exists():
-            self._put(Signer.new(name))
-        signer = Signer.parse(self.path.read_text())
-        if not self.chain():
-            write(self.folder / "signers", f"{signer.verifier}\n")  # the public half can be had again
-        return signer
-
-    def rotate(self, name: str) -> tuple[Verifier, Verifier, str]:
-        """Take another key; the old one, the new one, and the old one's signature over the new."""
-        with self.held():
-            old = self.signer(name)
-            new = Signer.new(name)
-            proof = base64.b64encode(old.key.sign(str(new.verifier).encode())).decode()
-            self._put(new, proof)
-        return old.verifier, new.verifier, proof
-
-    def verifiers(self) -> list[Verifier]:
-        """All public keys of this site, the oldest first."""
-        return [Verifier.parse(line.partition(" ")[0]) for line in self.chain()]
-
-    def chain(self) -> list[str]:
-        """A line per public key, the oldest first: the key, and after a blank the one before's signature over it."""
-        path = self.folder / "signers"
-        return path.read_text().splitlines() if path.exists() else []
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nobody signs, and nobody rotates, at the same time."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.folder / "key.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    def _put(self, signer: Signer, proof: str = "") -> None:
-        lines = [*self.chain(), f"{signer.verifier} {proof}".strip()]
-        write(self.folder / "signers", "".join(f"{line}\n" for line in lines))
-        write(self.path, str(signer))
-
-
 class Sealer:
     """Seals one site's log.
 
@@ -98,13 +41,14 @@ class Sealer:
         store: the site's record.
         folder: of the seal.
         log: what names this log in checkpoints, ``flightlog/<site>/<id>``; the epoch comes after it.
+        custodian: who has the key, where it is not the site itself.
     """
 
-    def __init__(self, store: Store, folder: Path, log: str) -> None:
+    def __init__(self, store: Store, folder: Path, log: str, custodian: Custodian | None = None) -> None:
         self.store = store
         self.folder = folder
         self.log = log
-        self.keys = Keys(folder)
+        self.keys = Keys(folder, custodian)
         self.tree = Tree(folder / "tree")
         self.note: Note | None = None
         self.position = "0-0"
@@ -220,10 +164,8 @@ class Sealer:
         self.tree.append([leaf_of(event) for event in events])
         self.tree.sync()
         checkpoint = Checkpoint(f"{self.log}/{epoch}", self.tree.size, self.tree.root(), events[-1].position)
-        with self.keys.held():
-            text = checkpoint.text()
-            note = Note(text, (self.keys.signer(self.log).line(text),))
-            write(self.folder / "checkpoint", str(note))
+        note = self.keys.sign(self.log, checkpoint, lambda since: self.tree.consistency(since, checkpoint.size))
+        write(self.folder / "checkpoint", str(note))
         self.note, self.position = note, events[-1].position
         self.types = frozenset(event.type for event in events)
         return note
@@ -250,23 +192,6 @@ def kept(store: Store, folder: Path) -> int:
 def leaf_of(event: Event) -> bytes:
     """The hash of an event as a leaf."""
     return leaf_hash(canonical(event.position, event.type, event.subject, event.version, event.raw))
-
-
-def chained(lines: Sequence[str], known: Sequence[Verifier]) -> list[Verifier]:
-    """Keys of a chain that follow from a known one: each was signed by the one before it."""
-    trusted = list(known)
-    for line in lines:
-        text, _, proof = line.partition(" ")
-        key = Verifier.parse(text)
-        if key in trusted:
-            continue
-        try:
-            signature = base64.b64decode(proof, validate=True)
-        except ValueError:
-            continue
-        if trusted and any(one.signed(text.encode(), signature) for one in trusted):
-            trusted.append(key)
-    return trusted
 
 
 def latest(folder: Path) -> Note | None:
@@ -324,21 +249,3 @@ def wait_fsynced(store: Store) -> None:
             answer = [info.get("aof_last_write_status") == "ok" and not info.get("aof_pending_bio_fsync")]
     if not answer[0]:
         raise RecordDamaged("the record server does not get its log onto its disk", "look at that disk")
-
-
-def write(path: Path, text: str) -> None:
-    """A file for the owner alone, whole and on disk."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, text.encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    part.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,8 +12,10 @@ from engine.errors import EngineDown
 from engine.files import FileLock
 from engine.jobs import Jobs
 from engine.readmodels.room import rooms
+from engine.record.custody import Custody, user_name
 from engine.record.erasing import finish
-from engine.record.sealed import log_name, say
+from engine.record.sealed import say
+from engine.record.sealing import sealer_of
 from engine.record.witnessing import Refused, submit, witnessed, witnesses
 from engine.site import Site
 from events.append import Ops
@@ -23,7 +25,7 @@ from events.errors import FlightlogError, HistoryBroken, RecordDamaged
 from events.keep import to_disk, trim
 from events.note import Note
 from events.read import read
-from events.seal import Sealer, keep_note
+from events.seal import keep_note
 from events.segments import Segment
 from events.store import allowed_when_full, translated
 from events.subjects import job_of
@@ -51,7 +53,7 @@ class SealerDuty:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.jobs: Jobs = site.jobs
-        self.sealer = Sealer(site.jobs.store, site.workspace.seal, log_name(site.workspace))
+        self.sealer = sealer_of(site)
         self._recorded_size, self._recorded_at = 0, time.monotonic()
         self._witness_at, self._room_at = 0.0, 0.0
         self._due = False
@@ -198,8 +200,12 @@ class SealerDuty:
         self.jobs.note(self.site.system_call(f"seal:{step}", role="sealer"), [body], ops=ops)
 
     def _say(self, broken: str) -> None:
+        keys = self.sealer.keys
+        custody = keys.custodian if keys.apart and isinstance(keys.custodian, Custody) else None
         say(
             self.site.workspace,
+            signer=user_name(custody.uid) if custody else None,
+            signer_at=str(custody.path) if custody else None,
             pid=os.getpid(),
             size=self.sealer.size,
             broken=broken or None,

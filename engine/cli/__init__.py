@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import evidence, examining, federation, jobs, keeping, keys, record, site, streams, tokens
+from engine.cli import evidence, examining, federation, jobs, keeping, keys, record, signing, site, streams, tokens
 from engine.logs import set_up
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-for group in (jobs, record, examining, evidence, keeping, site, federation, streams, keys, tokens):
+for group in (jobs, record, examining, evidence, keeping, signing, site, federation, streams, keys, tokens):
     group.register(app)
 
 

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from typing import Any
 from urllib.parse import urlencode
 
 from engine.errors import from_code
 from engine.overview import page_of
-from engine.status.sockets import SOCKET, short
+from engine.status.sockets import SOCKET, UnixConnection
 from engine.workspace import Workspace
 
 PATIENCE = 30.0  # seconds
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, workspace: Workspace) -> None:
-        super().__init__("flightlog", timeout=PATIENCE)
-        self._path = workspace.flight / SOCKET
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE)
-        with short(self._path) as name:
-            self.sock.connect(name)
 
 
 def ask(workspace: Workspace, path: str, **given: Any) -> dict[str, Any] | None:
@@ -36,7 +23,7 @@ def ask(workspace: Workspace, path: str, **given: Any) -> dict[str, Any] | None:
     """
     if page_of(workspace) is None:
         return None
-    connection = _Connection(workspace)
+    connection = UnixConnection(workspace.flight / SOCKET, PATIENCE)
     query = urlencode([(name, value) for name, value in given.items() if value is not None], doseq=True)
     try:
         connection.request("GET", f"{path}?{query}" if query else path)

@@ -1,10 +1,8 @@
-"""Commands that keep the record: seal, witness, rotate, back up, restore, rebuild."""
+"""Commands that keep the record: back up, restore, rebuild."""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,18 +19,16 @@ from engine.readmodels.feeder import Feeder
 from engine.record.backup import backup as write_backup
 from engine.record.backup import restored, unpack
 from engine.record.mending import mend
-from engine.record.sealed import log_name, sealed
+from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
-from engine.record.witness import Witness, WitnessServer
 from engine.record.witnessing import last_seen
 from engine.site import Site
 from engine.workspace import Workspace, known_site
-from events.bodies.record import HistoryLost, KeyRotated
+from events.bodies.record import HistoryLost
 from events.envelope import Call
-from events.epochs import open_epoch
 from events.note import Note, Verifier
 from events.read import count
-from events.seal import Keys, kept, latest
+from events.signing import Keys
 
 PANEL = "Keeping"
 
@@ -40,101 +36,11 @@ PANEL = "Keeping"
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for function, name in (
-        (seal, None),
-        (witness, None),
-        (rotate_key, "rotate-key"),
-        (new_epoch, "new-epoch"),
         (backup, None),
         (restore, None),
         (rebuild, None),
     ):
         site_command(app, PANEL, name)(function)
-
-
-def seal() -> int:
-    """Seal what is on the record now, and say how far it is sealed and witnessed."""
-    site = opened()
-    try:
-        seal_now(site)
-        told = {**sealed(site.workspace), "key": str(Keys(site.workspace.seal).verifiers()[-1])}
-    finally:
-        site.close()
-    if where().how is not Format.TABLE:
-        print_json(told)
-        return 0
-    out.print(f"Sealed: {told['sealed']} events, until {told['sealed_until']}. Witnessed: {told['witnessed']}.")
-    out.print(f"The site's key, for whoever is to verify: {text(told['key'])}")
-    if told["broken"]:
-        out.print(f"[red]The sealer says: {text(told['broken'])}[/]")
-    return 0
-
-
-def witness(
-    folder: Annotated[Path, typer.Option(help="Of its key, and of what it has seen.")] = Path("flightlog-witness"),
-    name: Annotated[str, typer.Option(help="Of its key: who it is.")] = "witness",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: any that is free.")] = 8788,
-    accept: Annotated[
-        str | None, typer.Option(help="Accept this epoch of a log that was seen before, LOG/EPOCH, and end.")
-    ] = None,
-    known_only: Annotated[
-        bool, typer.Option("--known-only", help="Only logs whose key is in FOLDER/known; else the first is taken.")
-    ] = False,
-) -> int:
-    """Witness other sites' logs, until Ctrl-C: cosign what continues, refuse what was rewritten."""
-    if not name or any(c.isspace() or c == "+" for c in name):
-        raise ArgumentInvalid(f"--name is {name!r}", "letters without blanks and +", field="--name")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    made = Witness(folder.resolve(), name, first_use=not known_only)
-    if accept is not None:
-        made.accept(accept)
-        out.print(f"{text(accept)} is cosigned from now on.")
-        return 0
-    with WitnessServer(made, host, port) as server:
-        err.print(f"Witness [bold]{text(name)}[/] at {server.url}. Its key: {text(made.signer.verifier)}")
-        err.print("Sites show it their log with: FLIGHTLOG_WITNESS=" + server.url)
-        stop.wait()
-    return 0
-
-
-def rotate_key() -> int:
-    """Sign with another key from now on; what was signed before stays valid."""
-    site = opened()
-    try:
-        seal_now(site)
-        old, new, proof = Keys(site.workspace.seal).rotate(log_name(site.workspace))
-        position = note(site, KeyRotated(old=str(old), new=str(new), proof=proof))
-        seal_now(site)
-    finally:
-        site.close()
-    out.print(f"The site signs with {text(new)} from event {position} on.")
-    return 0
-
-
-def new_epoch(
-    reason: Annotated[str, typer.Option(help="What happened: a failover, a power loss, ...")] = "",
-) -> int:
-    """Disclose that the log ends earlier than what was sealed, and go on from there."""
-    if not reason:
-        raise ArgumentInvalid("--reason is missing", "say what happened: --reason 'a failover'", field="--reason")
-    site = opened()
-    try:
-        last = latest(site.workspace.seal)
-        end = kept(site.jobs.store, site.workspace.seal)
-        if last is None or last.checkpoint.size <= end:
-            raise ArgumentInvalid(
-                f"nothing is missing: all {last.checkpoint.size if last else 0} events that were sealed are there",
-                "flightlog verify says more",
-            )
-        lost = HistoryLost(first=end + 1, last=last.checkpoint.size, note=str(last), reason=reason)
-        epoch = open_epoch(site.jobs.store, Call(call_id=new_call_id(), actor=current_actor()), [lost])
-        seal_now(site)
-    finally:
-        site.close()
-    out.print(f"Epoch {epoch} began; events {lost.first} to {lost.last} of the one before are disclosed as lost.")
-    return 0
 
 
 def backup(

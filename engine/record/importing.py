@@ -14,10 +14,11 @@ from engine.record.verify import Report, Verification
 from engine.record.witnessing import WITNESSES
 from engine.site import Site
 from events.bodies.record import Imported
+from events.durable import write
 from events.epochs import open_epoch, put_events
 from events.errors import RecordDamaged
 from events.note import Note
-from events.seal import keep_note, write
+from events.seal import keep_note
 
 BATCH = 1000  # events
 

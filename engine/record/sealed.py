@@ -36,6 +36,7 @@ def sealed(workspace: Workspace) -> dict[str, Any]:
         "origin": checkpoint.origin if checkpoint else None,
         "sealing": there,
         "broken": state.get("broken") if state else None,
+        "signer": state.get("signer") if state else None,
         "witnessed": state.get("witnessed", 0) if state else 0,
         "witnessed_at": state.get("witnessed_at") if state else None,
         "witness_refused": state.get("witness_refused") if state else None,

@@ -6,6 +6,7 @@ import time
 
 from engine.errors import Unverifiable
 from engine.files import FileLock
+from engine.record.custody import custody_of
 from engine.record.sealed import log_name
 from engine.site import Site
 from events.read import read_back
@@ -36,7 +37,7 @@ def seal_now(site: Site, *, timeout: float = PATIENCE) -> int:
             )
         time.sleep(0.05)
     try:
-        sealer = Sealer(site.jobs.store, site.workspace.seal, log_name(site.workspace))
+        sealer = sealer_of(site)
         try:
             sealer.begin()
             while (made := sealer.step()) is not None:
@@ -46,3 +47,9 @@ def seal_now(site: Site, *, timeout: float = PATIENCE) -> int:
             sealer.close()
     finally:
         lock.release()
+
+
+def sealer_of(site: Site) -> Sealer:
+    """Who seals a site's log, with its key wherever that is."""
+    workspace = site.workspace
+    return Sealer(site.jobs.store, workspace.seal, log_name(workspace), custody_of(workspace, site.settings))

@@ -12,7 +12,8 @@ from engine.workspace import Workspace
 from events.merkle import Tree
 from events.note import Note, NoteInvalid, Verifier
 from events.read import read, read_twice
-from events.seal import Keys, kept_notes
+from events.seal import kept_notes
+from events.signing import Keys
 
 ORIGINS = "origins"
 

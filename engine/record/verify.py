@@ -28,8 +28,9 @@ from events.envelope import Actor, Event, iso
 from events.errors import RecordDamaged
 from events.merkle import Tree
 from events.note import COSIGNATURE, Note, NoteInvalid, Verifier
-from events.seal import chained, leaf_of
+from events.seal import leaf_of
 from events.segments import order
+from events.signing import chained
 from events.subjects import SITE, job_of
 
 BATCH = 4096  # events

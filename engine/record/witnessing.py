@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import time
@@ -13,11 +12,12 @@ from typing import Any
 
 from engine.errors import EngineDown
 from engine.files import read_json, write_json
+from engine.record.ledger import asking
 from engine.site import Site
 from engine.workspace import Workspace
 from events.merkle import Tree
 from events.note import Note, NoteInvalid, Verifier
-from events.seal import Keys
+from events.signing import Keys
 
 PATIENCE = 5.0  # seconds
 #: Keys of witnesses that came with a history from elsewhere.
@@ -45,10 +45,8 @@ def submit(workspace: Workspace, tree: Tree, note: Note, url: str) -> tuple[Note
         if old > checkpoint.size:
             raise Refused(f"it has seen {old} events of this log, which has {checkpoint.size}")
         proof = tree.consistency(old, checkpoint.size) if old else []
-        head = "".join(f"{base64.b64encode(step).decode()}\n" for step in proof)
-        status, said = _ask(
-            f"{url}/add-checkpoint", f"old {old}\n{head}\n{note}".encode(), Keys(workspace.seal).chain()
-        )
+        chain = Keys(workspace.seal).chain()
+        status, said = _ask(f"{url}/add-checkpoint", asking(old, proof, str(note)), chain)
         if status != 409:
             break
         old = int(said) if said.strip().isdigit() else 0

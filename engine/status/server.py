@@ -9,13 +9,10 @@ import logging
 import os
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.actors import os_actor
 from engine.errors import EngineDown
@@ -24,7 +21,8 @@ from engine.ids import new_call_id
 from engine.site import Site
 from engine.status.app import build
 from engine.status.desk import Desk
-from engine.status.sockets import NEXT, listen, unix_socket
+from engine.status.peers import Protocol
+from engine.status.sockets import NEXT, SOCKET, listen, unix_socket
 from engine.workspace import host_name
 from events.bodies.base import Body
 from events.bodies.site import ApiClosed, ApiOpened
@@ -32,19 +30,6 @@ from events.envelope import Call
 from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.status")
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP, with the user of a unix socket's peer as the client, as ``uid:<number>``."""
-
-    def connection_made(self, transport: Any) -> None:
-        """A connection."""
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family == socket.AF_UNIX:
-            peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            pid, uid, _ = struct.unpack("3i", peer)
-            self.client = (f"uid:{uid}", pid)
 
 
 class _Server(uvicorn.Server):
@@ -98,7 +83,7 @@ def serve(
         site.workspace.flight / "api.json", {"url": url, "port": port, "pid": os.getpid(), "host": host_name()}
     )
     try:
-        with unix_socket(site.workspace) as unix:
+        with unix_socket(site.workspace.flight / SOCKET) as unix:
             _note(site, "opened", ApiOpened(host=host_name(), pid=os.getpid(), address=settings.api_host, port=port))
             if said is not None:
                 said(url)

@@ -410,6 +410,7 @@ class Audit(Shape):
     origin: str | None = Field(description="what checkpoints call this log")
     sealing: bool = Field(description="a sealer is there")
     broken: str | None = Field(description="why nothing is sealed")
+    signer: str | None = Field(description="the user that holds the site's key; null: the site itself")
     witnessed: int = Field(description="a witness cosigned that many")
     witnessed_at: float | None = Field(description="s since the epoch")
     witness_refused: str | None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import EngineDown
-from engine.workspace import Workspace
 
 SOCKET = "api.sock"
 #: Ports that are tried after the one of the settings, where nobody asked for that one.
@@ -46,20 +47,54 @@ def listen(host: str, port: int, *, exactly: bool) -> socket.socket:
 
 
 @contextlib.contextmanager
-def unix_socket(workspace: Workspace) -> Iterator[socket.socket]:
-    """The workspace's own socket, listening; gone in the end."""
-    path = workspace.flight / SOCKET
+def unix_socket(path: Path, mode: int = 0o660) -> Iterator[socket.socket]:
+    """A unix socket, listening; gone in the end.
+
+    Args:
+        path: of any length.
+        mode: who may connect.
+    """
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with short(path) as name:
-        sock.bind(name)
-    path.chmod(0o660)
-    sock.listen(128)
     try:
+        with short(path) as name:
+            sock.bind(name)
+        path.chmod(mode)
+        sock.listen(128)
         yield sock
     finally:
         sock.close()
         path.unlink(missing_ok=True)
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end of a unix socket."""
+    said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", said)
+    return pid, uid
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket.
+
+    Args:
+        path: of the socket, of any length.
+        patience: seconds.
+    """
+
+    def __init__(self, path: Path, patience: float) -> None:
+        super().__init__("flightlog", timeout=patience)
+        self._path = path
+        #: The user at the other end, once connected.
+        self.uid: int | None = None
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        with short(self._path) as name:
+            self.sock.connect(name)
+        self.uid = peer_of(self.sock)[1]
 
 
 @contextlib.contextmanager

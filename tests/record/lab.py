@@ -15,7 +15,8 @@ from events.envelope import Event
 from events.merkle import Tree
 from events.note import Checkpoint, Note, Signer
 from events.read import read
-from events.seal import Keys, leaf_of
+from events.seal import leaf_of
+from events.signing import Keys
 from events.store import Store
 from events.vault import Vault
 from tests.histories import body

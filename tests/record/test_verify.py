@@ -20,7 +20,8 @@ from events.envelope import Event
 from events.merkle import Tree
 from events.note import Note, Signer
 from events.read import read
-from events.seal import Keys, leaf_of
+from events.seal import leaf_of
+from events.signing import Keys
 from tests.record.lab import LOG, Lab, changed, lab, sign, with_body
 from tests.support import new_call
 
@@ -202,7 +203,7 @@ def test_an_older_backup_is_found_with_the_seal_and_by_the_witness_without_it(tm
     tree.append(old.tree.leaves(0, tree_size))
     alone = Source(backup, notes, old.keys.chain(), [old.witness.signer.verifier], tree)
     assert Verification(alone).run().problems == []
-    seen = Note.parse(old.witness.last(LOG)[0])
+    seen = Note.parse(old.witness.ledger.last(LOG)[0])
     report = Verification(replace(alone, notes=[*notes, seen])).run()
     assert "its end was cut" in report.problems[0].what
 
@@ -294,7 +295,7 @@ def test_the_holder_of_the_key_who_signs_everything_again_is_found_by_the_witnes
     report = Verification(mine).run()
     assert report.problems == [], "nothing within the site can show it; docs/trust.md says so"
     assert report.verdict == "SITE-SIGNED"
-    seen = Note.parse(made.witness.last(LOG)[0])
+    seen = Note.parse(made.witness.ledger.last(LOG)[0])
     assert Verification(replace(mine, notes=[*notes, seen])).run().verdict == "DAMAGED"
     # And the witness does not cosign it.
     with pytest.raises(Declined, match="another history") as declined:
@@ -333,7 +334,7 @@ def test_a_witness_that_was_started_anew_has_its_key_and_its_memory(tmp_path: Pa
     made = lab(tmp_path)
     again = Witness(tmp_path / "witness", "witness.example")
     assert again.signer.verifier == made.witness.signer.verifier
-    assert again.last(LOG) == made.witness.last(LOG)
+    assert again.ledger.last(LOG) == made.witness.ledger.last(LOG)
     assert Keys(tmp_path / "seal").verifiers() == made.keys.verifiers()
 
 
@@ -352,9 +353,9 @@ def test_an_epoch_is_no_way_round_the_witness(tmp_path: Path) -> None:
     report = Verification(Source(events, [forged], made.keys.chain())).run()
     assert any("epoch 7 begins here" in problem.what for problem in report.problems)
     # Once accepted, both histories are told to whoever asks.
-    made.witness.accept(f"{LOG}/7")
+    made.witness.ledger.accept(f"{LOG}/7")
     made.witness.add(0, [], forged, made.keys.chain())
-    notes = [Note.parse(text) for text in made.witness.last(LOG)]
+    notes = [Note.parse(text) for text in made.witness.ledger.last(LOG)]
     assert [note.checkpoint.origin for note in notes] == [f"{LOG}/7", f"{LOG}/1"]
     assert Verification(made.source()).run().problems == []
     assert Verification(replace(made.source(), notes=[*made.notes, *notes])).run().problems

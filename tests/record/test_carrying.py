@@ -1,0 +1,258 @@
+"""Exports, bundles and proofs: whole elsewhere, and red where they were changed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from engine.actors import acting_as
+from engine.errors import ExportInvalid, SiteNotEmpty
+from engine.record.bundling import bundle
+from engine.record.exporting import ExportFile, export
+from engine.record.importing import take_in
+from engine.record.proving import Prover
+from engine.record.sealing import seal_now
+from engine.record.verify import Verification
+from engine.site import Site
+from events.errors import RecordDamaged
+from events.read import count, last_position, read_job
+from tests.histories import body
+from tests.record.rig import ALICE, born, feed, feed_site, run, verified
+from tests.support import new_call, opened
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+
+VERIFIER = Path(__file__).parents[2] / "engine" / "record" / "flightlog_verify.py"
+
+
+def _standalone(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-I", str(VERIFIER), *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_path: Path) -> None:
+    with opened(workspace) as engine:
+        with acting_as(ALICE, reason="tumour of Mr Hatter"):
+            run(engine, "job-1", tmp_path)
+        site = engine.site
+        made = export(site, tmp_path / "all.zst")
+        assert made.first == 1
+        states = {job: dict(site.jobs.load(job).state) for job in site.jobs.each()}
+        report = Verification(ExportFile(tmp_path / "all.zst").source()).run()
+        assert (report.verdict, report.problems) == ("SITE-SIGNED", [])
+        with pytest.raises(SiteNotEmpty):
+            take_in(site, tmp_path / "all.zst")
+    other = Site.open(create=True, site="elsewhere", workspace=tmp_path / "other")
+    try:
+        taken = take_in(other, tmp_path / "all.zst")
+        assert taken.root == report.root
+        assert {job: dict(other.jobs.load(job).state) for job in other.jobs.each()} == states
+        # Readable, and its own log from here on, in an epoch of its own.
+        assert next(read_job(other.jobs.store, "job-1")).rest()["actor"]["id"] == ALICE.id
+        born(other, "job-new")
+        seal_now(other)
+        again = verified(other)
+        assert again.last == made.events + 2
+        assert again.signed == again.last
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("how", ["cut", "edit", "shown", "swap", "rubbish"])
+def test_an_export_that_was_tampered_with_is_not_taken_in(site: Site, tmp_path: Path, how: str) -> None:
+    born(site, "job-1", "job-2")
+    export(site, tmp_path / "all.jsonl")
+    lines = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
+    if how == "cut":
+        lines = lines[:-2]
+    elif how == "edit":
+        lines[2] = lines[2].replace("tester", "nobody").replace('\\"step\\":\\"intent', '\\"step\\":\\"other')
+    elif how == "shown":  # only what people read
+        event = json.loads(lines[2])
+        event["data"]["body"]["app"] = "another"
+        lines[2] = json.dumps(event) + "\n"
+    elif how == "swap":
+        at = [i for i, line in enumerate(lines) if '"flightlogdata"' in line]
+        lines[at[0]], lines[at[1]] = lines[at[1]], lines[at[0]]
+    else:
+        lines.insert(2, "not json\n")
+    (tmp_path / "bad.jsonl").write_text("".join(lines))
+    other = Site.open(create=True, site="elsewhere", workspace=tmp_path / "other")
+    try:
+        with pytest.raises(
+            (RecordDamaged, Exception), match=r"does not verify|cut off|no CloudEvent|not what is stored"
+        ):
+            take_in(other, tmp_path / "bad.jsonl")
+        assert count(other.jobs.store) == 0
+    finally:
+        other.close()
+
+
+def test_a_proof_and_a_bundle_are_verified_with_nothing_of_ours(workspace: Path, tmp_path: Path) -> None:
+    with opened(workspace) as engine:
+        run(engine, "job-1", tmp_path, command="echo secret-output")
+        site = engine.site
+        seal_now(site)
+        event = list(read_job(site.jobs.store, "job-1"))[3]
+        prover = Prover(site)
+        proof = prover.proof(event)
+        prover.close()
+        path = tmp_path / "proof.json"
+        path.write_text(json.dumps(proof))
+        assert _standalone(str(path)).returncode == 0
+        assert _standalone(str(path), "--key", proof["keys"][0].split()[0]).returncode == 0
+        for name, value in (("type", "AppFailed"), ("subject", "job/other"), ("version", 99), ("d", "{}")):
+            path.write_text(json.dumps({**proof, "event": {**proof["event"], name: value}}))
+            said = _standalone(str(path))
+            assert (said.returncode, "was changed" in said.stdout) == (7, True)
+        path.write_text("{}")
+        assert _standalone(str(path)).returncode == 8
+        bundle(site, "job-1", tmp_path / "job-1.zip")
+        said = _standalone(str(tmp_path / "job-1.zip"))
+        assert said.returncode == 0, said
+        assert f"SITE-SIGNED: {site.jobs.load('job-1').version} events verify" in said.stdout
+        with zipfile.ZipFile(tmp_path / "job-1.zip") as archive:
+            archive.extractall(tmp_path / "unpacked")
+            page = archive.read("index.html").decode()
+        assert "job-1" in page
+        assert "secret-output" not in "".join(p.read_text() for p in (tmp_path / "unpacked").iterdir())
+        inside = tmp_path / "unpacked"
+        told = subprocess.run(
+            [sys.executable, "-I", "flightlog_verify.py", "."],
+            cwd=inside,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert told.returncode == 0, told
+        shown = (inside / "events.jsonl").read_text()
+        (inside / "events.jsonl").write_text(shown.replace('"exit_code": 0', '"exit_code": 1'))
+        said = _standalone(str(inside))
+        assert (said.returncode, "is shown otherwise than it is stored" in said.stdout) == (7, True)
+        (inside / "events.jsonl").write_text(shown)
+        assert _standalone(str(inside)).returncode == 0
+        lines = (inside / "proofs.jsonl").read_text().replace('"type": "AppFinished"', '"type": "AppAborted"')
+        (inside / "proofs.jsonl").write_text(lines)
+        assert _standalone(str(inside)).returncode == 7
+        bundle(site, "job-1", tmp_path / "with.zip", with_log=True)
+        assert b"secret-output" in zipfile.ZipFile(tmp_path / "with.zip").read("log-1.txt")
+
+
+@pytest.mark.parametrize("how", ["noproof", "badproof", "shown", "drop", "double", "cut", "whole"])
+def test_a_part_that_was_changed_is_found(site: Site, tmp_path: Path, how: str) -> None:
+    from engine.cli.evidence import _verify_export
+
+    born(site, "job-1")
+    feed(site, 60)
+    seal_now(site)
+    made = tmp_path / "part.jsonl"
+    export(site, made, job="job-1") if how != "whole" else export(site, made)
+    assert _verify_export(ExportFile(made), None, [], []).problems == []
+    lines = made.read_text().splitlines(keepends=True)
+    at = [i for i, line in enumerate(lines) if "flightlogdata" in line]
+    event = json.loads(lines[at[2]])
+    if how == "noproof":
+        event.pop("flightlogproof")
+        event["type"] = "flightlog.AppFailed"
+        lines[at[2]] = json.dumps(event) + "\n"
+    elif how == "badproof":
+        event["flightlogproof"] = "rubbish " + event["flightlogproof"]
+        lines[at[2]] = json.dumps(event) + "\n"
+    elif how == "shown":
+        event["data"]["call_id"] = "another"
+        lines[at[2]] = json.dumps(event) + "\n"
+    elif how == "drop":
+        del lines[at[2]]
+        lines[-1] = lines[-1].replace(f'"events":{len(at)}', f'"events":{len(at) - 1}')
+    elif how == "double":
+        lines.insert(at[2], lines[at[2]])
+        lines[-1] = lines[-1].replace(f'"events":{len(at)}', f'"events":{len(at) + 1}')
+    elif how == "cut":
+        lines = lines[:-2]
+    else:  # a whole one that is called a part
+        lines[0] = lines[0].replace('"whole":true', '"whole":false')
+    made.write_text("".join(lines))
+    try:
+        report = _verify_export(ExportFile(made), None, [], [])
+    except ExportInvalid:
+        assert how == "cut"
+        return
+    assert report.verdict == "DAMAGED"
+
+
+def test_keys_that_were_taken_out_of_an_export_hide_nothing_else(site: Site, tmp_path: Path) -> None:
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployRequested", reason="for Bob")])
+    export(site, tmp_path / "all.jsonl")
+    lines = [line for line in (tmp_path / "all.jsonl").read_text().splitlines() if "flightlog.export.key" not in line]
+    (tmp_path / "keyless.jsonl").write_text("\n".join(lines) + "\n")
+    assert Verification(ExportFile(tmp_path / "keyless.jsonl").source()).run().problems == []
+    at = next(i for i, line in enumerate(lines) if "DeployRequested" in line)
+    event = json.loads(lines[at])
+    event["data"]["body"]["app"] = "forged"
+    lines[at] = json.dumps(event)
+    (tmp_path / "keyless.jsonl").write_text("\n".join(lines) + "\n")
+    assert Verification(ExportFile(tmp_path / "keyless.jsonl").source()).run().verdict == "DAMAGED"
+
+
+@pytest.mark.parametrize("how", ["drop", "double", "time", "call", "readable", "flip", "witness"])
+def test_the_one_file_verifier_finds_what_was_changed(site: Site, tmp_path: Path, how: str) -> None:
+    born(site, "job-1")
+    feed(site, 40)
+    seal_now(site)
+    bundle(site, "job-1", tmp_path / "b.zip")
+    folder = tmp_path / "b"
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        archive.extractall(folder)
+    assert _standalone(str(folder)).returncode == 0
+    shown, proofs = ((folder / name).read_text().splitlines() for name in ("events.jsonl", "proofs.jsonl"))
+    where, expected = folder, 7
+    if how in ("drop", "double"):
+        for lines in (shown, proofs):
+            lines.insert(2, lines[2]) if how == "double" else lines.pop(2)
+    elif how in ("time", "call"):
+        event = json.loads(shown[1])
+        if how == "time":
+            event["time"] = "2020-01-01T00:00:00.000Z"
+        else:
+            event["data"]["call_id"] = "another"
+        shown[1] = json.dumps(event)
+    elif how == "readable":
+        where = tmp_path / "proof.json"
+        proof = json.loads(proofs[1])
+        proof["readable"]["type"] = "AppFinished"
+        where.write_text(json.dumps(proof))
+    elif how == "flip":
+        where = tmp_path / "flipped.zip"
+        data = bytearray((tmp_path / "b.zip").read_bytes())
+        data[len(data) // 3] ^= 1
+        where.write_bytes(data)
+    else:
+        proofs = [json.dumps({**json.loads(one), "witnesses": [json.loads(one)["keys"][0]]}) for one in proofs]
+        expected = 0
+    (folder / "events.jsonl").write_text("\n".join(shown) + "\n")
+    (folder / "proofs.jsonl").write_text("\n".join(proofs) + "\n")
+    said = _standalone(str(where))
+    assert said.returncode == expected, said
+    assert "WITNESSED" not in said.stdout
+    assert _standalone(str(folder), "--key").returncode == 2
+
+
+def test_an_export_is_in_order_though_the_sealer_signs_on_while_it_is_written(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born(site, "job-1")
+    feed_site(site, 10)
+    seal_now(site)
+    moment = last_position(site.jobs.store)
+    monkeypatch.setattr("engine.record.exporting.last_position", lambda store: moment)
+    feed_site(site, 10)  # and is sealed by the time that its head is written
+    export(site, tmp_path / "all.zst")
+    report = Verification(ExportFile(tmp_path / "all.zst").source()).run()
+    assert (report.problems, report.verdict) == ([], "SITE-SIGNED")
