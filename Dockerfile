@@ -14,7 +14,10 @@ RUN /opt/flightlog/bin/pip install --no-cache-dir hatchling==1.27.0 \
 
 FROM python:3.11-slim AS site
 RUN useradd --uid 10001 --create-home flightlog \
- && install -d -o flightlog -g flightlog -m 700 /site /run/flightlog
+ && useradd --uid 10002 --no-create-home signer \
+ && install -d -o flightlog -g flightlog -m 700 /site /run/flightlog \
+ && install -d -o signer -g signer -m 700 /signer \
+ && install -d -o signer -g signer -m 755 /run/signer
 COPY --from=build /opt/flightlog /opt/flightlog
 ENV PATH=/opt/flightlog/bin:$PATH \
     PYTHONUNBUFFERED=1 \

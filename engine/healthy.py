@@ -1,6 +1,7 @@
 """``python -P -m engine.healthy PART``: whether a part of a site does its work; for health checks, which ask often.
 
-Parts: ``engine``, ``launcher``, ``workers``, ``api``, or ``site`` for one that is all of them.
+Parts: ``engine``, ``launcher``, ``workers``, ``api``, or ``site`` for one that is all of them; ``signer`` for whoever
+holds a site's key, at the socket that FLIGHTLOG_SIGNER names.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import redis
@@ -17,6 +19,7 @@ from engine.overview import caretaker_seen, workers
 from engine.owner import owner_of
 from engine.settings import settings
 from engine.site import Site
+from engine.status.sockets import UnixConnection
 from engine.workspace import Workspace, host_name
 from events.errors import FlightlogError
 
@@ -63,6 +66,18 @@ def api_up(workspace: Workspace) -> str:
     return "" if answer.status == 200 else f"not ready: {text[:500]}"
 
 
+def signer_up(path: Path) -> str:
+    """What is wrong with a signer."""
+    connection = UnixConnection(path, PATIENCE)
+    try:
+        connection.request("GET", "/livez")
+        return "" if connection.getresponse().status == 200 else "it is no signer"
+    except (OSError, http.client.HTTPException) as error:
+        return f"the signer at {path} does not answer: {error}"
+    finally:
+        connection.close()
+
+
 PARTS = {
     "engine": (engine_up,),
     "launcher": (launcher_up,),
@@ -75,11 +90,15 @@ PARTS = {
 def main(argv: list[str] | None = None) -> int:
     """0: it does; 1: it does not, and what is wrong."""
     parser = argparse.ArgumentParser(prog="python -P -m engine.healthy", description=__doc__)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[*PARTS, "signer"])
     args = parser.parse_args(argv)
     try:
-        workspace = Workspace.find(settings().workspace)
-        wrong = [text for check in PARTS[args.part] if (text := check(workspace))]
+        if args.part == "signer":
+            checks = [signer_up(Path(settings().signer))]
+        else:
+            workspace = Workspace.find(settings().workspace)
+            checks = [check(workspace) for check in PARTS[args.part]]
+        wrong = [text for text in checks if text]
     except (FlightlogError, redis.RedisError) as error:
         wrong = [str(error)]
     print("; ".join(wrong) or "healthy")

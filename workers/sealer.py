@@ -130,12 +130,12 @@ class SealerDuty:
         )
 
     def _witness(self) -> None:
+        named, note = witnesses(self.site), self.sealer.note
+        if not named or note is None or note.checkpoint.size <= self._witnessed[0]:
+            return  # and look again: a federation's witness is known once the site has joined
         self._witness_at, self._due = time.monotonic(), False
-        note = self.sealer.note
-        if note is None or note.checkpoint.size <= self._witnessed[0]:
-            return
         refused = []
-        for url in witnesses(self.site):
+        for url in named:
             try:
                 cosigned, witness = submit(self.site.workspace, self.sealer.tree, note, url)
             except Refused as error:

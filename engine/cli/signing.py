@@ -26,6 +26,7 @@ from engine.record.sealing import seal_now
 from engine.record.serving import Serving
 from engine.record.signer import Signatory, signer_app
 from engine.record.witness import Witness, WitnessServer
+from engine.settings import settings
 from engine.status.sockets import unix_socket
 from events.bodies.record import HistoryLost, KeyRotated
 from events.envelope import Call
@@ -96,7 +97,9 @@ def witness(
 
 def signer(
     folder: Annotated[Path, typer.Option(help="Of the key, and of what was signed.")] = Path("flightlog-signer"),
-    socket: Annotated[Path | None, typer.Option(help="To listen at; FOLDER/signer.sock if not given.")] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="To listen at; else FLIGHTLOG_SIGNER, or FOLDER/signer.sock.")
+    ] = None,
     for_: Annotated[
         list[str] | None, typer.Option("--for", help="User whose site it signs for; may be given several times.")
     ] = None,
@@ -109,7 +112,7 @@ def signer(
         out.print(f"{text(accept)} is signed from now on.")
         return 0
     users = frozenset(map(_uid, for_ or [])) or frozenset((os.getuid(),))
-    place = socket or folder / "signer.sock"
+    place = socket or Path(settings().signer or folder / "signer.sock")
     with _alone(folder.resolve(), "signer"), unix_socket(place.resolve(), 0o666) as listening:
         # Everybody may connect, and the kernel says who did.
         err.print(f"Signer of [bold]{text(user_name(os.getuid()))}[/], for {text(', '.join(map(user_name, users)))}.")

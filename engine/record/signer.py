@@ -6,6 +6,7 @@ have another history signed: the signer remembers which it was, as a witness doe
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -18,6 +19,8 @@ from engine.record.ledger import Declined, Ledger, asked
 from engine.record.serving import body_of
 from events.note import Checkpoint, Note
 from events.signing import Keys
+
+_LOG = re.compile(r"flightlog/[^/+\s]+/[^/+\s]+")
 
 
 class Signatory:
@@ -59,6 +62,8 @@ class Signatory:
         self.keys.rotate(log)
 
     def _chain(self, log: str) -> list[str]:
+        if not _LOG.fullmatch(log):
+            raise Declined(400, f"{log!r} names no log: flightlog/SITE/ID\n")
         mine = self.keys.signer(log).verifier.name
         if mine != log:
             raise Declined(
@@ -68,12 +73,15 @@ class Signatory:
 
 
 def signer_app(signatory: Signatory, users: frozenset[int]) -> Starlette:
-    """The signer over HTTP: ``POST /sign``, ``GET /keys?log=``, ``POST /rotate?log=``.
+    """The signer over HTTP: ``POST /sign``, ``GET /keys?log=``, ``POST /rotate?log=``, ``GET /livez``.
 
     Args:
         signatory: what it holds.
         users: who may ask, by number.
     """
+
+    async def alive(request: Request) -> Response:
+        return PlainTextResponse("it signs\n")
 
     async def answer(request: Request) -> Response:
         peer = str(request.client.host if request.client else "")
@@ -96,6 +104,7 @@ def signer_app(signatory: Signatory, users: frozenset[int]) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/livez", alive),
             Route("/sign", answer, methods=["POST"]),
             Route("/keys", answer, methods=["GET"]),
             Route("/rotate", answer, methods=["POST"]),

