@@ -7,11 +7,12 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,35 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
         part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no room to write {path}", f"free some space on the disk of {path.parent}") from error
+        raise
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BufferedWriter]:
+    """A file that is not there yet, for its owner alone; gone again where it cannot be finished.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file, undone(path.unlink):
+        yield file
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """What is made as a folder is gone again where it cannot be finished."""
+    with undone(lambda: shutil.rmtree(path, ignore_errors=True)):
+        yield
+
+
+@contextmanager
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Take back what was begun, where it fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        undo()
         raise
 
 

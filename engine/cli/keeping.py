@@ -14,6 +14,7 @@ from engine.cli.common import site_command, where
 from engine.cli.evidence import checkpoint_of, note, opened, taken
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid
+from engine.files import new_folder
 from engine.ids import new_call_id
 from engine.readmodels.feeder import Feeder
 from engine.record.backup import backup as write_backup
@@ -84,26 +85,20 @@ def restore(
     # Beside it first: what fails leaves nothing behind.
     beside = chosen.folder.with_name(f".{chosen.folder.name}.restoring")
     shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with new_folder(beside):
         head = unpack(file, beside)
         workspace = Workspace.find(beside)
         log, keys = log_name(workspace), Keys(workspace.seal).verifiers()
         seen = last_seen(witness.rstrip("/"), log) if witness is not None else []
         known = _of_this_log([*seen, *([noted] if noted else [])], log, keys)
         beside.rename(chosen.folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    try:
+    with new_folder(chosen.folder):  # it was not there before
         site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
         try:
             told = restored(site, Call(call_id=new_call_id(), actor=current_actor()), head, reason, known)
             seal_now(site)
         finally:
             site.close()
-    except BaseException:
-        shutil.rmtree(chosen.folder, ignore_errors=True)  # it was not there before
-        raise
     out.print(
         f"{text(head['site'])} is back in {text(chosen.folder)}, with {head['last']} events of {head['taken']}."
     )

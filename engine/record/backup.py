@@ -16,7 +16,7 @@ from typing import IO, Any
 import zstandard
 
 from engine.errors import ExportInvalid, Unverifiable
-from engine.files import write_json
+from engine.files import new_file, write_json
 from engine.ids import check_site_name
 from engine.rebuild import rebuild_site
 from engine.record.importing import check_empty
@@ -68,22 +68,17 @@ def backup(site: Site, path: Path) -> Exported:
         "last": last,
         "archived": tail[0].seq - 1,
     }
-    with path.open("xb") as file:
-        try:
-            with (
-                zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file, closefd=False) as packed,
-                tarfile.open(fileobj=packed, mode="w|") as tar,
-            ):
-                _add(tar, "backup.json", json.dumps(head).encode())
-                _add(tar, TAIL, b"".join(line_of(event) for event in tail))
-                for part, early in parts.items():
-                    data = _bytes(part) if part.suffix == ".zst" else early
-                    if data is not None:
-                        _add(tar, str(part.relative_to(root)), data)
-        except BaseException:
-            path.unlink()
-            raise
-    path.chmod(0o600)
+    with (
+        new_file(path) as file,
+        zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file, closefd=False) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+    ):
+        _add(tar, "backup.json", json.dumps(head).encode())
+        _add(tar, TAIL, b"".join(line_of(event) for event in tail))
+        for part, early in parts.items():
+            data = _bytes(part) if part.suffix == ".zst" else early
+            if data is not None:
+                _add(tar, str(part.relative_to(root)), data)
     with path.open("rb") as made:
         digest = hashlib.file_digest(made, "sha256").hexdigest()
     return Exported(what="backup", first=1, last=last, events=last, sha256=digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,7 +15,7 @@ from jinja2 import Environment
 
 from engine import present
 from engine.errors import JobUnknown
-from engine.files import open_plain
+from engine.files import new_file, open_plain
 from engine.ids import check_job_id
 from engine.record.exporting import cloudevent
 from engine.record.proving import Prover
@@ -45,47 +46,43 @@ def bundle(site: Site, job: str, path: Path, *, with_log: bool = False) -> Expor
         raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
     seal_now(site)
     events = list(read_job(site.jobs.store, job))
-    prover = Prover(site)
-    with path.open("xb") as file:
-        try:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                source = f"/{log_name(site.workspace)}"
-                lines = [json.dumps(cloudevent(event, source), ensure_ascii=False) + "\n" for event in events]
-                archive.writestr("events.jsonl", "".join(lines))
-                archive.writestr("proofs.jsonl", "".join(prover.lines(events)))
-                note = prover.note_for(events[-1].seq)
-                archive.writestr("checkpoint.txt", str(note))
-                archive.writestr("keys.txt", "".join(f"{line}\n" for line in prover.chain))
-                archive.writestr(VERIFIER, (files("engine.record") / VERIFIER).read_text("utf-8"))
-                deployed = [event for event in events if event.type == "DeployRequested"]
-                signers = deployed[-1].body["signers"] if deployed else []
-                manifest = {
-                    "site": site.name,
-                    "log": log_name(site.workspace),
-                    "job": job,
-                    "events": len(events),
-                    "app": loaded.state.get("app") or loaded.state.get("next_app") or None,
-                    "app_sha256": loaded.state.get("sha256") or None,
-                    "signers": signers,
-                    "with_log": with_log,
-                }
-                archive.writestr("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
-                page = _TEMPLATE.render(
-                    **manifest | {"events": [event.as_dict() for event in events]},
-                    shown=present.job(job, loaded),
-                    story=list(story(events)),
-                    checkpoint=str(note),
-                    made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                    release=version("flightlog"),
-                )
-                archive.writestr("index.html", page)
-                if with_log:
-                    _logs(site, job, archive)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            prover.close()
+    with (
+        closing(Prover(site)) as prover,
+        new_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        source = f"/{log_name(site.workspace)}"
+        lines = [json.dumps(cloudevent(event, source), ensure_ascii=False) + "\n" for event in events]
+        archive.writestr("events.jsonl", "".join(lines))
+        archive.writestr("proofs.jsonl", "".join(prover.lines(events)))
+        note = prover.note_for(events[-1].seq)
+        archive.writestr("checkpoint.txt", str(note))
+        archive.writestr("keys.txt", "".join(f"{line}\n" for line in prover.chain))
+        archive.writestr(VERIFIER, (files("engine.record") / VERIFIER).read_text("utf-8"))
+        deployed = [event for event in events if event.type == "DeployRequested"]
+        signers = deployed[-1].body["signers"] if deployed else []
+        manifest = {
+            "site": site.name,
+            "log": log_name(site.workspace),
+            "job": job,
+            "events": len(events),
+            "app": loaded.state.get("app") or loaded.state.get("next_app") or None,
+            "app_sha256": loaded.state.get("sha256") or None,
+            "signers": signers,
+            "with_log": with_log,
+        }
+        archive.writestr("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+        page = _TEMPLATE.render(
+            **manifest | {"events": [event.as_dict() for event in events]},
+            shown=present.job(job, loaded),
+            story=list(story(events)),
+            checkpoint=str(note),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            release=version("flightlog"),
+        )
+        archive.writestr("index.html", page)
+        if with_log:
+            _logs(site, job, archive)
     with path.open("rb") as made:
         digest = hashlib.file_digest(made, "sha256").hexdigest()
     return Exported(

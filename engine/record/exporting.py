@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 import zstandard
 
 from engine.errors import ExportInvalid, JobUnknown, Unverifiable
+from engine.files import new_file
 from engine.ids import check_job_id
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
@@ -90,12 +91,8 @@ def export(
     tally = _Tally(job)
     whole = job is None and since is None
     lines = _rows(events, tally) if style == "csv" else _lines(site, events, tally, upto, whole=whole)
-    with path.open("xb") as file:
-        try:
-            digest = _write(file, lines, pack=style == "cloudevents" and path.suffix != ".jsonl")
-        except BaseException:
-            path.unlink()
-            raise
+    with new_file(path) as file:
+        digest = _write(file, lines, pack=style == "cloudevents" and path.suffix != ".jsonl")
     return Exported(
         what=style,
         job=job,

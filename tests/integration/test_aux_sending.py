@@ -124,6 +124,26 @@ def test_L6_no_word_of_a_message_is_on_the_record_and_its_digest_is_keyed(
         assert "secret" not in repr(client.dump(key) if client.type(key) != "stream" else client.xrange(key))
 
 
+def test_L9_a_message_for_which_there_is_no_room_is_refused_on_the_record(
+    shared: ClientEngine, server: FabricCell, since: Since
+) -> None:
+    name, heard = topic(), []
+    answering(server, name, lambda m: (heard.append(m.payload), Message(payload=Shareable()))[1])
+    since.store.client.set(since.store.keys.full, "disk is 97% full", px=20_000)
+    try:
+        reply = send(shared, name)
+        assert shared.fire_and_forget_aux_request(name, Shareable(), shared.new_context()) is not None
+    finally:
+        since.store.client.delete(since.store.keys.full)
+    assert reply.get_return_code() == ReturnCode.COMMUNICATION_ERROR
+    assert "disk is 97% full" in reply.get_header("__why__")
+    assert heard == []
+    told = [(body["method"], body["code"]) for body in since.bodies("CallRefused")]
+    assert told == [("send_aux_request", "RECORD_FULL"), ("fire_and_forget_aux_request", "RECORD_FULL")]
+    assert since.bodies("AuxRequested") == []
+    assert send(shared, name).get_return_code() == ReturnCode.OK
+
+
 def test_equal_messages_have_equal_digests_and_the_digest_is_not_the_bare_hash(
     shared: ClientEngine, server: FabricCell, since: Since
 ) -> None:

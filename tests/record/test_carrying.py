@@ -43,6 +43,7 @@ def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_pat
         site = engine.site
         made = export(site, tmp_path / "all.zst")
         assert made.first == 1
+        assert (tmp_path / "all.zst").stat().st_mode & 0o777 == 0o600, "it carries the keys of personal fields"
         states = {job: dict(site.jobs.load(job).state) for job in site.jobs.each()}
         report = Verification(ExportFile(tmp_path / "all.zst").source()).run()
         assert (report.verdict, report.problems) == ("SITE-SIGNED", [])
