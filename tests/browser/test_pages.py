@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from engine.record.sealing import seal_now
 from events.bodies.site import ServerAdopted
 from events.read import read, read_job
 from tests.browser.conftest import folder_of, sign_in
@@ -293,3 +296,28 @@ def test_the_theme_can_be_chosen_and_stays(site: Served, page: Page) -> None:
     assert before != after
     page.goto("/jobs")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == after
+
+
+def test_the_audit_prints_dark_on_light_with_dates_and_without_what_can_only_be_clicked(
+    site: Served, browser: Browser
+) -> None:
+    seal_now(site.engine.site)
+    context = browser.new_context(color_scheme="dark", base_url=site.url)
+    try:
+        page = context.new_page()
+        page.goto("/audit")
+        expect(page.locator("[data-part=verified]")).to_contain_text("Vouched for", timeout=30_000)
+        page.emulate_media(media="print", color_scheme="dark")
+        back, front = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        assert (back, front) == ("rgb(251, 251, 250)", "rgb(29, 28, 26)")
+        expect(page.get_by_role("navigation")).to_be_hidden()
+        standing = page.locator("[data-part=standing]").inner_text()
+        times = page.locator("main time").all_inner_texts()
+        assert site.engine.site.workspace.id in standing, "which log it is about"
+        assert len(times) >= 3
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", one) for one in times), times
+        assert page.pdf()[:5] == b"%PDF-"
+    finally:
+        context.close()

@@ -41,6 +41,14 @@ def clock(value: str | None) -> str | Markup:
     return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(value, moment.strftime(form))
 
 
+def stamp(value: str | None) -> str | Markup:
+    """A time with its date, whenever that is: for what is printed and kept."""
+    if not value:
+        return NONE
+    moment = datetime.fromisoformat(value)
+    return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(value, moment.strftime("%Y-%m-%d %H:%M:%S"))
+
+
 def ago(value: str | None) -> str | Markup:
     """How long ago a time was; the page's script keeps it right."""
     if not value:
@@ -91,7 +99,7 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters.update(clock=clock, ago=ago, span=span, size=size, short=short, days=days_left)
+_environment.filters.update(clock=clock, stamp=stamp, ago=ago, span=span, size=size, short=short, days=days_left)
 _environment.globals["TONE"] = TONE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -255,7 +256,7 @@ def workers(desk: Desk) -> dict[str, Any]:
 def audited(desk: Desk, auditor: Auditor) -> dict[str, Any]:
     """How far the record can be trusted; it is verified again in the background where that was long ago."""
     auditor.verify(at_least_every=STALE)
-    return audit(desk, auditor)
+    return {**audit(desk, auditor), "now": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def lifecycle() -> dict[str, Any]:

@@ -58,7 +58,16 @@
     tell();
     asking = false;
     if (again) { const next = again; again = false; setTimeout(refresh, 60, next); }
+    soon();
   }
+
+  // What is under way without an event that tells of its end is asked for again.
+  let due = 0;
+  function soon() {
+    clearTimeout(due);
+    if (main.querySelector("[data-soon]")) due = setTimeout(refresh, 1000);
+  }
+  soon();
 
   function put(fresh) {
     const order = [...fresh.querySelectorAll("[data-part]")];
