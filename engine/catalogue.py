@@ -59,7 +59,7 @@ ENVELOPE = {
     "actor": "who: `id`, `kind`, `auth`, `via`; `claimed` is what somebody only says of himself",
     "call_id": "UUIDv7 of the call that brought the event, or a name that the site's own duties use again",
     "step": "which append of that call",
-    "arguments": "digest of what was asked",
+    "arguments": "keyed digest of what was asked; the key is the workspace's",
     "cause": "position of the event that brought this one; null for a first one",
     "correlation": "call id of the first call in the chain",
     "body": "the fields below",

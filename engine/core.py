@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.actors import current_actor, current_call_id, expected_revision
+from engine.cell.digests import Digests
 from engine.cell.outcomes import Outcomes
 from engine.decide import Accepted, Command, Decision, Refused, Repeated, decide
 from engine.errors import EngineDown
@@ -52,6 +53,7 @@ class Core:
         self.outcomes.hurry = self.view.hurry
         self.observed = Observed(site.jobs, folded)
         self.closed = False
+        self._digests = Digests(site.workspace.flight)
         self._refusals: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
@@ -66,7 +68,8 @@ class Core:
         return Call(
             call_id=current_call_id() or new_call_id(),
             actor=current_actor(),
-            arguments=digest_of(method, *arguments),
+            # Keyed: what names a person must not be found by trying, not even once its key is gone.
+            arguments=self._digests.of(digest_of(method, *arguments).encode())[:16],
         )
 
     def read(self, method: str, result: str = "ok") -> None:

@@ -47,7 +47,7 @@ class Call:
     """What ties events to the call that brought them.
 
     An append is known by (``call_id``, ``step``): the same again gets the first answer.
-    ``arguments`` is a digest of what was asked, so that another call cannot pass as this one.
+    ``arguments`` is a keyed digest of what was asked, so that another call cannot pass as this one.
     """
 
     call_id: str

@@ -1,5 +1,7 @@
 """Makes the golden histories of a release, once: ``python -P -m tests.histories.make tests/histories/0.1.0``.
 
+What the suite's own sites recorded (``tests.histories.scenarios``) is put beside them, and into ``SHA256SUMS``.
+
 They are never made again: what was released replays for ever, and a test holds that no byte of them changes.
 """
 
@@ -125,7 +127,8 @@ def main(arguments: list[str]) -> int:
     (folder / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
     sums = {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*.json*"))
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
     }
     (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     return 0

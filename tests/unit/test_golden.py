@@ -16,7 +16,7 @@ from events.bodies import BODIES
 from events.bodies.base import Body
 from events.bodies.upcast import UPCASTERS, upcast
 from events.subjects import job_of
-from tests.histories.replay import history, main, replayed
+from tests.histories.replay import history, main, replayed, result, scenarios
 
 ROOT = Path(__file__).parents[2]
 RELEASES = sorted(path for path in (ROOT / "tests" / "histories").iterdir() if re.match(r"\d", path.name))
@@ -34,7 +34,8 @@ def test_every_release_has_its_histories() -> None:
 def test_no_byte_of_a_golden_history_has_changed(release: Path) -> None:
     lines = (release / "SHA256SUMS").read_text().splitlines()
     sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    found = {str(path.relative_to(release)): path for path in release.rglob("*.json*")}
+    files = (path for path in release.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    found = {str(path.relative_to(release)): path for path in files}
     assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()} == sums
 
 
@@ -45,6 +46,17 @@ def test_a_golden_history_comes_to_what_it_came_to(path: Path) -> None:
     found = replayed(path)
     assert found == expected[str(path.relative_to(release))]
     assert (found["verdict"] == "DAMAGED") == (path.parent.name == "broken")
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
+def test_what_the_suites_real_sites_recorded_comes_to_what_it_came_to(release: Path) -> None:
+    different, names = [], []
+    for name, events, was in scenarios(release):
+        names.append(name)
+        if (found := result(events)) != was:
+            different.append((name, found, was))
+    assert different == []
+    assert len(names) == len(set(names)) >= 100
 
 
 def test_they_hold_every_event_type_and_every_row_of_the_table() -> None:
