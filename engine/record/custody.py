@@ -54,7 +54,7 @@ class Custody:
                 )
             proof = prove(old) if old else []
             status, said = self._ask("POST", "/sign", asking(old, proof, checkpoint.text()))
-            if status != 409:
+            if status != 409 or not said.strip().isdecimal():
                 break
             old = int(said)
         line = self._done(status, said)
@@ -68,6 +68,9 @@ class Custody:
     def _done(self, status: int, said: str) -> str:
         if status == 200:
             return said
+        if status >= 500:
+            why = said.strip()[:200]
+            raise EngineDown(f"the signer at {self.path} cannot sign: {why}", "look at its log, and its disk")
         raise HistoryBroken(
             f"the signer at {self.path} refuses: {said.strip() or status}",
             "change nothing, and look: flightlog verify; who runs the signer settles what it may sign",

@@ -105,7 +105,7 @@ class Entry:
             raise Declined(
                 422, f"a log that does not begin with the {size} events seen before: this is another history"
             )
-        if not epoch.isdigit():
+        if not (epoch.isascii() and epoch.isdigit()):
             raise Declined(422, f"{epoch!r} is no epoch")
         if known is None and self._epochs and checkpoint.origin not in self._ledger.accepted():
             # Whoever has the key can begin one, and leave out what he likes: that is for people to settle.

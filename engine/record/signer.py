@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from engine.record.ledger import Declined, Ledger, asked
 from engine.record.serving import body_of
-from events.note import Checkpoint, Note
+from events.note import Checkpoint, Note, NoteInvalid
 from events.signing import Keys
 
 _LOG = re.compile(r"flightlog/[^/+\s]+/[^/+\s]+")
@@ -47,6 +47,8 @@ class Signatory:
             NoteInvalid: it is no checkpoint.
         """
         checkpoint = Checkpoint.parse(text)
+        if checkpoint.text() != text:
+            raise NoteInvalid("it holds more than origin, size, root and position, or writes them otherwise")
         log = checkpoint.origin.rpartition("/")[0]
         with self.keys.held():
             self._chain(log)

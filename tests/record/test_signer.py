@@ -19,6 +19,7 @@ import pytest
 from engine.doctor import examine
 from engine.record.backup import backup, restored, unpack
 from engine.record.custody import Custody, user_name
+from engine.record.ledger import asking
 from engine.record.sealed import log_name, sealed
 from engine.record.sealing import seal_now, sealer_of
 from engine.site import Site
@@ -181,6 +182,8 @@ def test_who_is_the_site_cannot_have_another_history_signed(site: Site, holder: 
         path = site.workspace.seal / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     sealer = sealer_of(site)
+    custody = sealer.keys.custodian
+    assert isinstance(custody, Custody)
     try:
         sealer.begin()
         with pytest.raises(RecordDamaged, match="is missing"):
@@ -194,6 +197,10 @@ def test_who_is_the_site_cannot_have_another_history_signed(site: Site, holder: 
         shorter = Checkpoint(before.checkpoint.origin, 3, b"\1" * 32)
         with pytest.raises(HistoryBroken, match="has signed"):
             sealer.keys.sign(log_name(site.workspace), shorter, lambda since: [])
+        more = f"{shorter.origin}\n{before.checkpoint.size}\nAAAA\nand this, too\n"
+        for text in (before.text + "and this, too\n", more, before.text.replace("\n", "\r\n"), "\n"):
+            with pytest.raises(HistoryBroken, match="this is no checkpoint"):
+                custody._done(*custody._ask("POST", "/sign", asking(0, [], text)))
         other = Checkpoint(f"{log_name(site.workspace)}/9", 3, b"\1" * 32)
         with pytest.raises(HistoryBroken, match="flightlog signer --accept"):
             sealer.keys.sign(log_name(site.workspace), other, lambda since: [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -359,6 +360,17 @@ def test_an_epoch_is_no_way_round_the_witness(tmp_path: Path) -> None:
     assert [note.checkpoint.origin for note in notes] == [f"{LOG}/7", f"{LOG}/1"]
     assert Verification(made.source()).run().problems == []
     assert Verification(replace(made.source(), notes=[*made.notes, *notes])).run().problems
+
+
+@pytest.mark.parametrize("epoch", ["²", "-1", "1x", "", "٣"])
+def test_an_epoch_that_is_no_number_is_declined_and_the_witness_answers_on(epoch: str, tmp_path: Path) -> None:
+    made = lab(tmp_path, jobs=1)
+    text = f"{LOG}/{epoch}\n3\n{base64.b64encode(bytes(32)).decode()}\n"
+    forged = Note(text, (made.keys.signer(LOG).line(text),))
+    made.witness.ledger.accept(f"{LOG}/{epoch}")
+    with pytest.raises(Declined, match="is no epoch"):
+        made.witness.add(0, [], forged, made.keys.chain())
+    assert made.witness.ledger.last(LOG) is not None
 
 
 def with_epoch(event: Event, epoch: int) -> Event:
