@@ -54,7 +54,9 @@ def seal() -> int:
     site = opened()
     try:
         seal_now(site)
-        told = {**sealed(site.workspace), "key": str(Keys(site.workspace.seal).verifiers()[-1])}
+        keys = Keys(site.workspace.seal, custody_of(site.workspace, site.settings))
+        told = {**sealed(site.workspace), "key": str(keys.verifiers()[-1])}
+        holder = told["signer"] or ("a signer" if keys.apart else "the site itself")
     finally:
         site.close()
     if where().how is not Format.TABLE:
@@ -62,7 +64,7 @@ def seal() -> int:
         return 0
     out.print(f"Sealed: {told['sealed']} events, until {told['sealed_until']}. Witnessed: {told['witnessed']}.")
     out.print(f"The site's key, for whoever is to verify: {text(told['key'])}")
-    out.print(f"It is held by {text(told['signer'] or 'the site itself')}.")
+    out.print(f"It is held by {text(holder)}.")
     if told["broken"]:
         out.print(f"[red]The sealer says: {text(told['broken'])}[/]")
     return 0
@@ -88,10 +90,11 @@ def witness(
         made.ledger.accept(_origin(accept))
         out.print(f"{text(accept)} is cosigned from now on.")
         return 0
+    stop = told_to_end()
     with _alone(folder.resolve(), "witness"), WitnessServer(made, host, port) as server:
         err.print(f"Witness [bold]{text(name)}[/] at {server.url}. Its key: {text(made.signer.verifier)}")
         err.print("Sites show it their log with: FLIGHTLOG_WITNESS=" + server.url)
-        until_told()
+        stop.wait()
     return 0
 
 
@@ -113,6 +116,7 @@ def signer(
         return 0
     users = frozenset(map(_uid, for_ or [])) or frozenset((os.getuid(),))
     place = socket or Path(settings().signer or folder / "signer.sock")
+    stop = told_to_end()
     with _alone(folder.resolve(), "signer"), unix_socket(place.resolve(), 0o666) as listening:
         # Everybody may connect, and the kernel says who did.
         err.print(f"Signer of [bold]{text(user_name(os.getuid()))}[/], for {text(', '.join(map(user_name, users)))}.")
@@ -120,7 +124,7 @@ def signer(
             err.print("[yellow]It signs for its own user, who can read the key[/]: run it as another one.")
         err.print(f"The site has it sign with: FLIGHTLOG_SIGNER={text(place.resolve())}")
         with Serving(signer_app(made, users), listening, "signer"):
-            until_told()
+            stop.wait()
     return 0
 
 
@@ -163,12 +167,12 @@ def new_epoch(
     return 0
 
 
-def until_told() -> None:
-    """Return on Ctrl-C or SIGTERM."""
+def told_to_end() -> threading.Event:
+    """Set on Ctrl-C or SIGTERM."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+    return stop
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import socket
@@ -53,8 +54,14 @@ def unix_socket(path: Path, mode: int = 0o660) -> Iterator[socket.socket]:
     Args:
         path: of any length.
         mode: who may connect.
+
+    Raises:
+        FileExistsError: something else lies there.
     """
-    path.unlink(missing_ok=True)
+    if path.is_socket():
+        path.unlink()
+    elif os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "it is no socket, and is left alone", str(path))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with short(path) as name:

@@ -317,6 +317,16 @@ def test_what_makes_no_sense_is_refused_with_its_name(words: tuple[str, ...], fi
     assert field in told.stderr
 
 
+def test_what_lies_where_the_socket_is_to_be_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("dear aunt")
+    told = flightlog(
+        "signer", "--folder", str(tmp_path / "there"), "--socket", str(tmp_path / "letters"), workspace=tmp_path
+    )
+    assert told.returncode != 0
+    assert "no socket" in told.stderr
+    assert (tmp_path / "letters").read_text() == "dear aunt"
+
+
 @pytest.mark.parametrize("kind", ["signer", "witness"])
 def test_two_on_one_folder_are_one_too_many(kind: str, tmp_path: Path) -> None:
     words = [sys.executable, "-P", "-m", "engine.cli", kind, "--folder", str(tmp_path / "there")]
