@@ -43,8 +43,9 @@ from engine.fold import JobState, apply, fact_of
 from engine.jobs import Jobs
 from engine.readmodels.moments import KEEP_FROM, Moments
 from engine.rebuild import rebuild_site
+from engine.record.findings import Source
 from engine.record.mending import mend
-from engine.record.verify import Source, Verification
+from engine.record.verify import Verification
 from events.bodies.job import CallRepeated
 from events.keep import to_disk, trim
 from events.read import count, read, read_job

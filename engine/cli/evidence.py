@@ -20,12 +20,13 @@ from engine.readmodels.moments import moment
 from engine.record.bundling import bundle as write_bundle
 from engine.record.exporting import ExportFile
 from engine.record.exporting import export as write_export
+from engine.record.findings import Report, Source
 from engine.record.importing import take_in
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
 from engine.record.sources import site_source
-from engine.record.verify import Report, Source, Verification
+from engine.record.verify import Verification
 from engine.record.witnessing import last_seen
 from engine.site import Site
 from engine.workspace import known_site
@@ -37,6 +38,7 @@ from events.merkle import included
 from events.note import Note, NoteInvalid, Verifier
 from events.read import at
 from events.seal import leaf_of
+from events.subjects import job_subject
 
 PANEL = "Evidence"
 
@@ -128,18 +130,25 @@ def _verify_part(file: ExportFile, source: Source) -> Report:
     check = Verification(source)
     report, point, keys = check.report, signed.checkpoint, check.keys()
     report.first = 0
-    if not signed.signed_by(keys):
+    if point.origin.rpartition("/")[0] != file.log:
+        check.bad(0, "", f"its checkpoint is of another log: {point.origin[:80]}")
+    if not signed.signed_by([key for key in keys if key.name == file.log]):
         check.bad(0, "", "its checkpoint is not signed with a key of the site")
     for other in others:
         if other.checkpoint.size == point.size and other.checkpoint.root != point.root:
             check.bad(0, "", "its checkpoint is not the one that you have of this size")
     versions: dict[str, int] = {}
-    whole_job = file.head.get("job") is not None
+    job, since = file.head.get("job"), file.head.get("since")
     try:
         for event, proof in file.proofs():
-            before = versions.get(event.subject, 0 if whole_job else event.version - 1)
-            if event.seq <= report.last or (event.version != before + 1):
+            before = versions.get(event.subject, event.version - 1 if since is not None or job is None else 0)
+            gap = job is None and report.last not in (0, event.seq - 1)
+            if event.seq <= report.last or gap or event.version != before + 1:
                 check.bad(event.seq, event.position, f"one is missing before it, or it comes twice: {event.subject}")
+            if job is not None and event.subject != job_subject(str(job)):
+                check.bad(
+                    event.seq, event.position, f"it is of {event.subject[:60]}, and the file says {job!r}"[:200]
+                )
             versions[event.subject] = event.version
             report.first = report.first or event.seq
             report.last, report.events = event.seq, report.events + 1

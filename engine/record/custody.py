@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import pwd
 from pathlib import Path
 from urllib.parse import urlencode
 
+from engine.actors import os_name
 from engine.errors import EngineDown
 from engine.files import read_json
 from engine.record.ledger import asking
@@ -102,10 +102,5 @@ def custody_of(workspace: Workspace, settings: Settings) -> Custody | None:
 
 
 def user_name(uid: int | None) -> str:
-    """A user's name, or number where it has none here."""
-    if uid is None:
-        return "a signer that was not asked yet"
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+    """Who runs a signer."""
+    return os_name(uid) if uid is not None else "a signer that was not asked yet"

@@ -19,11 +19,11 @@ import zstandard
 from engine.errors import ExportInvalid, JobUnknown, Unverifiable
 from engine.files import new_file
 from engine.ids import check_job_id
+from engine.record.findings import Source
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
 from engine.record.sources import chain_of
-from engine.record.verify import Source
 from engine.record.witnessing import witness_keys
 from engine.site import Site
 from events.bodies.record import Exported
@@ -88,7 +88,7 @@ def export(
     upto = last_position(store)
     events: Iterable[Event] = read_job(store, job) if job is not None else read(store, upto=upto)
     events = (e for e in events if order(e.position) <= order(upto) and (since is None or int(e.ms) >= since))
-    tally = _Tally(job)
+    tally = _Tally(job, since)
     whole = job is None and since is None
     lines = _rows(events, tally) if style == "csv" else _lines(site, events, tally, upto, whole=whole)
     with new_file(path) as file:
@@ -107,6 +107,7 @@ def export(
 @dataclass
 class _Tally:
     job: str | None
+    since: int | None
     first: int = 0
     last: int = 0
     events: int = 0
@@ -131,6 +132,7 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, upto: str, *, who
             "log": log_name(site.workspace),
             "whole": whole,
             "job": tally.job,
+            "since": tally.since,
             "keys": chain_of(site.workspace),
             "witnesses": [str(key) for key in witness_keys(site.workspace)],
             "checkpoints": [str(one) for one in signed],
@@ -304,8 +306,9 @@ class ExportFile:
                 chain=list(self.head["keys"]),
                 witnesses=[Verifier.parse(text) for text in self.head["witnesses"]],
                 anchor=anchor,
+                log=self.log,
             )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unverifiable(f"the head of {self.path} cannot be read: {error}") from error
 
     def _values(self) -> Iterator[dict[str, Any]]:

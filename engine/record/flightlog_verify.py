@@ -10,7 +10,9 @@ name it with --key. Exit code 0: all hold; 7: something does not; 8: it could no
 
 import base64
 import hashlib
+import itertools
 import json
+import lzma
 import sys
 import zipfile
 import zlib
@@ -19,6 +21,8 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+MOST = 1 << 30  # bytes of one part of a bundle
 
 
 def leaf(event):
@@ -88,8 +92,11 @@ def _public(text):
 
 
 def check(proofs, anchor, known):
-    """All proofs: what does not hold, and who signed."""
-    wrong, by_site, by_witness = [], set(), set()
+    """All proofs: what does not hold, by which keys all of them are signed, and who cosigned each."""
+    wrong, by_site, vouched = [], set(), []
+    logs = {proof["checkpoint"].split("\n")[0].rpartition("/")[0] for proof in proofs}
+    if len(logs) > 1:
+        wrong.append(f"its proofs are of several logs: {', '.join(sorted(logs))}")
     for proof in proofs:
         event, note = proof["event"], proof["checkpoint"]
         text, _, tail = note.rpartition("\n\n")
@@ -100,7 +107,8 @@ def check(proofs, anchor, known):
         seq = int(event["position"].partition("-")[2])
         if root_from(leaf(event), seq - 1, int(size), steps) != base64.b64decode(root):
             wrong.append(f"event {event['position']} is not in the log that was signed, or was changed")
-        keys = [k for k in chained(proof["keys"], anchor) if k.startswith(origin.rpartition("/")[0] + "+")]
+        of_log = [line for line in proof["keys"] if line.startswith(origin.rpartition("/")[0] + "+")]
+        keys = [k for k in chained(of_log or proof["keys"], anchor) if k in [one.partition(" ")[0] for one in of_log]]
         signers = {key for key in keys for line in lines if signed(text, line, key)}
         if not signers:
             wrong.append(f"the checkpoint for event {event['position']} is not signed with the site's key")
@@ -110,8 +118,8 @@ def check(proofs, anchor, known):
         # A witness has a key of another kind (4), and is not the site itself.
         able = [key for key in listed if base64.b64decode(key.split("+", 2)[2])[0] == 4]
         able = [key for key in able if base64.b64decode(key.split("+", 2)[2])[1:] not in map(_public, own)]
-        by_witness |= {key for key in able for line in lines if signed(text, line, key)}
-    return wrong, by_site, by_witness
+        vouched.append({key for key in able for line in lines if signed(text, line, key)})
+    return wrong, by_site, vouched
 
 
 def same(shown, stored):
@@ -147,10 +155,15 @@ def readable(events, proofs):
     if [event["id"] for event in events] != [event["position"] for event in stored]:
         yield "events.jsonl and proofs.jsonl are not about the same events"
         return
+    if len({event["subject"] for event in stored}) > 1:
+        yield "its events are of several jobs"
     if [event["version"] for event in stored] != list(range(1, len(stored) + 1)):
         yield "events of the job are missing, or come twice"
-    for shown, event in zip(events, stored, strict=True):
-        if not shown_as_stored(shown, event):
+    places = [tuple(map(int, event["position"].split("-"))) for event in stored]
+    if any(one >= next_ for one, next_ in itertools.pairwise(places)):
+        yield "its events are not in the order of the log"
+    for shown, event, proof in zip(events, stored, proofs, strict=True):
+        if not (shown_as_stored(shown, event) and shown_as_stored(proof["readable"], event)):
             yield f"event {event['position']} is shown otherwise than it is stored"
 
 
@@ -163,6 +176,9 @@ def load(path):
         names = [(path / name).read_text() for name in ("proofs.jsonl", "events.jsonl")]
     else:
         with zipfile.ZipFile(path) as bundle:
+            for name in ("proofs.jsonl", "events.jsonl"):
+                if bundle.getinfo(name).file_size > MOST:
+                    raise ValueError(f"{name} has more than {MOST} bytes: it is no bundle of a job")
             names = [bundle.read(name).decode() for name in ("proofs.jsonl", "events.jsonl")]
     return [[json.loads(line) for line in text.splitlines()] for text in names]
 
@@ -185,7 +201,7 @@ def main(arguments):
     known = [options["--witness-key"]] if options["--witness-key"] else []
     try:
         proofs, events = load(arguments[0])
-        wrong, by_site, by_witness = check(proofs, options["--key"], known)
+        wrong, by_site, vouched = check(proofs, options["--key"], known)
         if events is not None and not wrong:
             wrong += readable(events, proofs)
         elif not wrong:
@@ -197,7 +213,10 @@ def main(arguments):
     except (zipfile.BadZipFile, zlib.error) as error:
         print(f"DAMAGED: the archive was changed: {error}")
         return 7
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError) as error:
+        print(f"could not verify: {type(error).__name__}: {error}")
+        return 8
+    except (RuntimeError, lzma.LZMAError, MemoryError) as error:  # encrypted, packed by a way that is not here, deep
         print(f"could not verify: {type(error).__name__}: {error}")
         return 8
     for one in wrong[:20]:
@@ -208,14 +227,21 @@ def main(arguments):
     if not proofs:
         print("could not verify: there are no events in it")
         return 8
-    print(f"{'WITNESSED' if by_witness else 'SITE-SIGNED'}: {len(proofs)} events verify.")
+    by_all = set.intersection(*vouched)
+    seen = sum(1 for one in vouched if one)
+    print(f"{'WITNESSED' if seen == len(proofs) else 'SITE-SIGNED'}: {len(proofs)} events verify.")
+    if 0 < seen < len(proofs):
+        print(f"  Of them {seen} are cosigned by a witness; for the others there is the site's word alone.")
+    if events is not None:
+        last = proofs[-1]["event"]
+        print(f"  They are {last['subject']} up to its version {last['version']}; what came later is not in it.")
     print(
         "  What holds is the events. Fields that name persons, the page and the manifest are as the site shows them."
     )
     for key in sorted(by_site):
         print(f"  signed with the site's key {key}")
-    for key in sorted(by_witness):
-        print(f"  cosigned by the witness {key}")
+    for key in sorted(by_all or set().union(*vouched)):
+        print(f"  cosigned by the witness {key}" + ("" if by_all else ", in part"))
     return 0
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from engine.errors import ExportInvalid, SiteNotEmpty
 from engine.rebuild import rebuild_site
 from engine.record.exporting import ExportFile
+from engine.record.findings import Report
 from engine.record.sources import ORIGINS
-from engine.record.verify import Report, Verification
+from engine.record.verify import Verification
 from engine.record.witnessing import WITNESSES
 from engine.site import Site
 from events.bodies.record import Imported

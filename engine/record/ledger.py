@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.files import locked, read_json, write_json
+from engine.files import locked, write_json
 from events.durable import write
 from events.merkle import consistent
 from events.note import Checkpoint, Note, NoteInvalid, Verifier
@@ -46,7 +47,7 @@ class Ledger:
         """One log, and nobody else at it meanwhile."""
         path = self._path(log)
         with locked(path.with_suffix(".lock")):
-            yield Entry(self, log, read_json(path) or {})
+            yield Entry(self, log, self._read(path))
 
     def accept(self, origin: str) -> None:
         """Sign an epoch of a known log from now on, that does not begin with what was seen: an operator's word."""
@@ -60,16 +61,37 @@ class Ledger:
 
     def last(self, log: str) -> list[str]:
         """The last checkpoint of each epoch of a log that was signed here, the newest epoch first."""
-        epochs = (read_json(self._path(log)) or {}).get("epochs", {})
+        epochs = self._read(self._path(log))["epochs"]
         return [str(epochs[epoch]["note"]) for epoch in sorted(epochs, key=int, reverse=True)]
 
     def logs(self) -> list[dict[str, Any]]:
         """All logs that were seen."""
-        return [seen for path in sorted((self.folder / "logs").glob("*.json")) if (seen := read_json(path))]
+        return [self._read(path) for path in sorted((self.folder / "logs").glob("*.json"))]
 
     def put(self, log: str, seen: dict[str, Any]) -> None:
         """What was seen of a log, on disk."""
         write_json(self._path(log), {"log": log, **seen})
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """What was seen; raises ``Declined`` (503) where that is not to be had: it must not be forgotten."""
+        try:
+            seen: dict[str, Any] = json.loads(path.read_bytes())
+            for epoch, one in seen["epochs"].items():
+                if not (
+                    _number(epoch) and one["size"] >= 0 and len(bytes.fromhex(one["root"])) == 32 and one["note"]
+                ):
+                    raise ValueError(epoch)
+            for key in seen["keys"]:
+                Verifier.parse(key)
+        except FileNotFoundError:
+            return {"keys": [], "epochs": {}}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Declined(
+                503,
+                f"what was seen of this log cannot be read, and nothing is signed without it: {path}: {error!r}; "
+                "put it back from a backup\n",
+            ) from error
+        return seen
 
     def _path(self, log: str) -> Path:
         return self.folder / "logs" / f"{hashlib.sha256(log.encode()).hexdigest()[:32]}.json"
@@ -81,9 +103,9 @@ class Entry:
     def __init__(self, ledger: Ledger, log: str, seen: dict[str, Any]) -> None:
         self._ledger = ledger
         self._log = log
-        self._epochs: dict[str, Any] = seen.get("epochs", {})
+        self._epochs: dict[str, Any] = seen["epochs"]
         #: The log's keys, as they were known last.
-        self.keys = [Verifier.parse(text) for text in seen.get("keys", [])]
+        self.keys = [Verifier.parse(text) for text in seen["keys"]]
 
     def check(self, old: int, proof: list[bytes], checkpoint: Checkpoint) -> None:
         """Whether a checkpoint goes on from what was seen.
@@ -105,8 +127,11 @@ class Entry:
             raise Declined(
                 422, f"a log that does not begin with the {size} events seen before: this is another history"
             )
-        if not (epoch.isascii() and epoch.isdigit()):
+        if not _number(epoch):
             raise Declined(422, f"{epoch!r} is no epoch")
+        newest = max(map(int, self._epochs), default=0)
+        if int(epoch) < newest:
+            raise Declined(422, f"epoch {epoch} is over: this log goes on in epoch {newest}")
         if known is None and self._epochs and checkpoint.origin not in self._ledger.accepted():
             # Whoever has the key can begin one, and leave out what he likes: that is for people to settle.
             whose = self._ledger.whose
@@ -124,6 +149,10 @@ class Entry:
         self._ledger.put(self._log, {"keys": [str(key) for key in keys], "epochs": {**self._epochs, epoch: seen}})
 
 
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def asking(old: int, proof: list[bytes], text: str) -> bytes:
     """The request to sign a checkpoint, or a note of one, as C2SP tlog-witness writes it."""
     steps = "".join(base64.b64encode(step).decode() + "\n" for step in proof)
@@ -135,6 +164,6 @@ def asked(body: bytes) -> tuple[int, list[bytes], str]:
     head, _, text = body.decode().partition("\n\n")
     first, *steps = head.split("\n")
     word, _, old = first.partition(" ")
-    if word != "old" or not (old.isascii() and old.isdigit()):
+    if word != "old" or not (old.isascii() and old.isdigit() and len(old) < 20):
         raise NoteInvalid("the first line reads: old <size>")
     return int(old), [base64.b64decode(step, validate=True) for step in steps], text

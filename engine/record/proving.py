@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from engine.errors import Unverifiable
+from engine.record.sealed import log_name
 from engine.record.sources import chain_of
 from engine.record.witnessing import witness_keys
 from engine.site import Site
@@ -35,6 +36,9 @@ class Prover:
         self.witnesses = [str(key) for key in witness_keys(site.workspace)]
         keys = witness_keys(site.workspace)
         notes = [note for note in kept_notes(folder) if note.checkpoint.size <= self.tree.size]
+        # Of this log alone: what vouches for a history that was taken in is of another one.
+        log = log_name(site.workspace)
+        notes = [note for note in notes if note.checkpoint.origin.rpartition("/")[0] == log]
         own = [note for note in notes if self.tree.root(note.checkpoint.size) == note.checkpoint.root]
         if not own:
             raise Unverifiable("nothing of this log is sealed yet", "flightlog up seals it, within a second")

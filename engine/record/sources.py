@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.errors import Unverifiable
-from engine.record.verify import Source
+from engine.record.findings import Source
+from engine.record.sealed import log_name
 from engine.record.witnessing import witness_keys
 from engine.site import Site
 from engine.workspace import Workspace
@@ -57,4 +58,5 @@ def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), ancho
         witnesses=witness_keys(site.workspace),
         tree=tree,
         anchor=anchor,
+        log=log_name(site.workspace),
     )

@@ -5,15 +5,14 @@ It needs nothing but the events and the checkpoints: no server, no network, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import from_json
 
 from engine.fold import TABLE, Fact, Illegal, JobState, changes
+from engine.record.findings import Problem, Report, Source
 from events.bodies import BODIES
 from events.bodies.record import (
     BackupRestored,
@@ -22,12 +21,11 @@ from events.bodies.record import (
     HistoryLost,
     Imported,
     KeyRotated,
-    Verdict,
 )
 from events.envelope import Actor, Event, iso
 from events.errors import RecordDamaged
 from events.merkle import Tree
-from events.note import COSIGNATURE, Note, NoteInvalid, Verifier
+from events.note import COSIGNATURE, Checkpoint, Note, NoteInvalid, Verifier
 from events.seal import leaf_of
 from events.segments import order
 from events.signing import chained
@@ -37,82 +35,6 @@ BATCH = 4096  # events
 SHOWN = 20  # problems, after which there is no use in looking on
 #: The first event of an epoch says why it began.
 OPENS_EPOCH = frozenset(body.name() for body in (HistoryLost, BackupRestored, Imported))
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong: with which event, and what."""
-
-    seq: int
-    position: str
-    what: str
-
-
-@dataclass
-class Source:
-    """What is to be verified.
-
-    ``chain`` are the site's public keys (``events.seal.Keys.chain``); ``witnesses`` those that one believes,
-    whatever the site says; ``tree`` the hashes that the sealer kept, which tell which event was changed.
-    """
-
-    events: Iterable[Event]
-    notes: Sequence[Note] = ()
-    chain: Sequence[str] = ()
-    witnesses: Sequence[Verifier] = ()
-    tree: Tree | None = None
-    anchor: Verifier | None = None
-
-
-@dataclass
-class Report:
-    """What verification found. ``signed`` and ``witnessed`` are the events up to which each vouches."""
-
-    first: int = 0
-    last: int = 0
-    events: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    signed: int = 0
-    witnessed: int = 0
-    witnessed_by: list[str] = field(default_factory=list)
-    checkpoints: int = 0
-    losses: list[str] = field(default_factory=list)
-    erased: list[str] = field(default_factory=list)
-    root: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """In one word."""
-        if self.problems:
-            return "DAMAGED"
-        if self.witnessed >= self.first > 0:
-            return "WITNESSED"
-        return "SITE-SIGNED" if self.signed >= self.first > 0 else "UNSEALED"
-
-    def spans(self) -> list[tuple[Verdict, int, int]]:
-        """Which part is vouched for by whom: (word, first, last)."""
-        found: list[tuple[Verdict, int, int]] = []
-        low = self.first
-        for word, upto in (("WITNESSED", self.witnessed), ("SITE-SIGNED", self.signed), ("UNSEALED", self.last)):
-            if upto >= low > 0:
-                found.append((word, low, min(upto, self.last)))  # type: ignore[arg-type]
-                low = min(upto, self.last) + 1
-        return found
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "verdict": self.verdict,
-            "events": self.events,
-            "first": self.first,
-            "last": self.last,
-            "root": self.root,
-            "spans": [{"verdict": word, "first": low, "last": high} for word, low, high in self.spans()],
-            "problems": [problem._asdict() for problem in self.problems],
-            "checkpoints": self.checkpoints,
-            "witnesses": self.witnessed_by,
-            "losses": self.losses,
-            "erased": self.erased,
-        }
 
 
 @cache
@@ -153,6 +75,7 @@ class Verification:
         self._notes = list(source.notes)
         self._claimed: list[tuple[int, str, int, str]] = []
         self._cuts: dict[int, int] = {}
+        self._imported: dict[str, int] = {}
         self._ms, self._epoch = 0, 0
         if first > 1 and source.tree is not None:
             self._tree.append(source.tree.leaves(0, min(first - 1, source.tree.size)))
@@ -274,6 +197,8 @@ class Verification:
             self.report.losses.append(
                 f"events {body.first} to {body.last} of the epoch before were lost; disclosed at event {event.seq}"
             )
+        elif isinstance(body, Imported):
+            self._imported[body.origin] = min(body.events, event.seq - 1)
         elif isinstance(body, KeyRotated):
             keys = [str(key) for key in self._chain_keys()]
             if body.new not in keys:
@@ -316,7 +241,12 @@ class Verification:
                 continue  # before the one you know: it vouches for nothing, and nothing is wrong with that
             if key not in trusted:
                 self.bad(0, "", f"the key {key.name}+{key.key_id.hex()} was not signed by the one before it")
-        return trusted
+        # Once a key is known, no other log's is believed: anybody can make one, and have it cosigned.
+        return trusted if anchor is None else [key for key in trusted if key.name == anchor.name]
+
+    def _ours(self, log: str, size: int) -> bool:
+        """Whether a checkpoint is of this log, or of one that was taken into it up to there."""
+        return not self.source.log or log == self.source.log or size <= self._imported.get(log, 0)
 
     def _witnesses(self) -> list[Verifier]:
         """Those that can be one: the site's own key is none, whatever it is listed as."""
@@ -328,67 +258,95 @@ class Verification:
         return sorted(f"{key.name}+{key.key_id.hex()}" for key in self._witnesses() if note.signed_by([key]))
 
     def _root(self, size: int) -> bytes | None:
-        """The root over so many events; of a part, with the sealer's hashes for what comes after it."""
-        if size <= self._tree.size:
-            return self._tree.root(size)
-        tree = self.source.tree
-        return tree.root(size) if tree is not None and size <= tree.size else None
+        """The root over so many events; None where there are not that many."""
+        return self._tree.root(size) if size <= self._tree.size else None
 
     def _sealed(self, keys: list[Verifier]) -> None:
+        """Hold the tree over the events against what was signed."""
         report, size = self.report, self._tree.size
         report.root = self._tree.root().hex()
         if report.problems and any("missing" in p.what or "second time" in p.what for p in report.problems):
             return  # no tree is comparable any more
-        whole = self._last is None
+        # Of what was asked for up to an end, that end is there, or was cut.
+        whole = self._last is None or report.last < self._last
+        if not whole and self.source.tree is not None and self.source.tree.size > size:
+            # What comes after it: the sealer's hashes of events, and nothing that was made of them.
+            self._tree.append(self.source.tree.leaves(size, self.source.tree.size))
+        self._whose()
         for claimed, root, seq, position in self._claimed:
             if claimed >= seq or self._tree.root(min(claimed, size)).hex() != root:
                 self.bad(seq, position, f"the tree over {claimed} events is not the one that was signed")
+        checkpoints = self._checkpoints(size if whole else None)
+        wrong = [point for _, point in checkpoints if self._tree.root(point.size) != point.root]
+        first = min(wrong, key=lambda point: point.size, default=None)
+        for note, point in checkpoints:
+            if point not in wrong:
+                self._vouched(note, point, keys)
+        if first is not None and not any(problem.seq <= first.size for problem in report.problems):
+            good = max((point.size for _, point in checkpoints if point.size < first.size), default=0)
+            which = f"one of the events {good + 1} to {first.size} was changed"
+            self.bad(
+                first.size,
+                first.position,
+                f"the tree over {first.size} events is not the one that was signed: {which}",
+            )
+
+    def _whose(self) -> None:
+        """Whether the log is the one whose key is known."""
+        log, anchor = self.source.log, self.source.anchor
+        if not log or anchor is None or anchor.name in (log, *self._imported) or self.report.first > 1:
+            return
+        self.bad(0, "", f"this is the log {log[:80]}, and the key that you trust is of {anchor.name[:80]}")
+
+    def _checkpoints(self, end: int | None) -> list[tuple[Note, Checkpoint]]:
+        """Those that say something of these events.
+
+        Args:
+            end: size that the log has; None: more of it may be there than was asked for.
+        """
+        found: list[tuple[Note, Checkpoint]] = []
         seen: set[str] = set()
-        witnesses = self._witnesses()
-        good = 0
-        wrong: tuple[int, str] | None = None
         for note in self._notes:
             try:
-                checkpoint = note.checkpoint
+                point = note.checkpoint
             except NoteInvalid as error:
                 self.bad(0, "", str(error))
                 continue
-            report.checkpoints += note.text not in seen
+            log, _, number = point.origin.rpartition("/")
+            if not self._ours(log, point.size):
+                if self.report.first == 1:
+                    self.bad(0, "", f"a checkpoint of another log is among its own: {point.origin[:80]}")
+                continue
+            self.report.checkpoints += note.text not in seen
             seen.add(note.text)
-            epoch = int(checkpoint.origin.rpartition("/")[2]) if checkpoint.origin.rpartition("/")[2].isdigit() else 0
-            kept = min((cut for number, cut in self._cuts.items() if number > epoch), default=None)
-            if kept is not None and checkpoint.size > kept:
+            epoch = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 0
+            kept = min((cut for after, cut in self._cuts.items() if after > epoch), default=None)
+            if kept is not None and point.size > kept:
                 continue  # of what was lost, as the log itself says
-            if checkpoint.size > size and whole:
-                what = f"the log ends with event {size}, and {checkpoint.size} were signed: its end was cut"
-                self.bad(size, "", what)
-                continue
-            is_now = self._root(checkpoint.size)
-            if is_now is None:
-                continue  # it is over more than was asked for
-            if is_now != checkpoint.root:
-                wrong = min(wrong or (checkpoint.size, ""), (checkpoint.size, checkpoint.position))
-                continue
-            good = max(good, checkpoint.size if wrong is None or checkpoint.size < wrong[0] else 0)
-            by_site, by_witness = note.signed_by(keys), note.signed_by(witnesses)
-            if not by_site and not keys:
-                continue  # without the site's keys nothing can be said of its signatures
-            if not by_site and note.signed_by(self._chain_keys()):
-                continue  # with a key from before the one that is known
-            if not by_site:
+            if point.size <= self._tree.size:
+                found.append((note, point))
+            elif end is not None:
+                self.bad(end, "", f"the log ends with event {end}, and {point.size} were signed: its end was cut")
+        return found
+
+    def _vouched(self, note: Note, point: Checkpoint, keys: list[Verifier]) -> None:
+        """Who signed a checkpoint that fits."""
+        report, log = self.report, point.origin.rpartition("/")[0]
+        if not keys:
+            return  # without the site's keys nothing can be said of its signatures
+        if not note.signed_by([key for key in keys if key.name == log]):
+            if not note.signed_by([key for key in self._chain_keys() if key.name == log]):
+                names = ", ".join(note.names())[:80]
                 self.bad(
-                    checkpoint.size,
-                    checkpoint.position,
-                    f"its checkpoint is signed by {', '.join(note.names())[:80]}, not with a key of the site",
+                    point.size, point.position, f"its checkpoint is signed by {names}, not with a key of the site"
                 )
-            elif checkpoint.size > report.signed:
-                report.signed = checkpoint.size
-            if by_witness and checkpoint.size >= report.witnessed:
-                report.witnessed = checkpoint.size
-                report.witnessed_by = sorted({*report.witnessed_by, *self.vouching(note)})
-        if wrong is not None and not any(problem.seq <= wrong[0] for problem in report.problems):
-            which = f"one of the events {good + 1} to {wrong[0]} was changed"
-            self.bad(wrong[0], wrong[1], f"the tree over {wrong[0]} events is not the one that was signed: {which}")
+            return  # else with a key from before the one that is known, or of a log whose key is not
+        report.signed = max(report.signed, point.size)
+        if note.signed_by(self._witnesses()) and point.size >= report.witnessed:
+            report.witnessed = point.size
+            report.witnessed_by = sorted({*report.witnessed_by, *self.vouching(note)})
 
 
-_OF_THE_RECORD = frozenset(body.name() for body in (CheckpointSigned, CheckpointWitnessed, HistoryLost, KeyRotated))
+_OF_THE_RECORD = frozenset(
+    body.name() for body in (CheckpointSigned, CheckpointWitnessed, HistoryLost, Imported, KeyRotated)
+)

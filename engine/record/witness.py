@@ -78,7 +78,7 @@ class Witness:
             lines = path.read_text().splitlines()
             known = [key for key in map(Verifier.parse, filter(None, lines)) if key.name == log]
         if not known and self.first_use and chain:
-            known = [Verifier.parse(chain[0].partition(" ")[0])]
+            known = [key for key in [Verifier.parse(chain[0].partition(" ")[0])] if key.name == log]
         return chained(chain, known)
 
 
@@ -98,7 +98,10 @@ def witness_app(witness: Witness) -> Starlette:
         return PlainTextResponse(line)
 
     async def last(request: Request) -> Response:
-        found = await run_in_threadpool(witness.ledger.last, request.query_params.get("log", ""))
+        try:
+            found = await run_in_threadpool(witness.ledger.last, request.query_params.get("log", ""))
+        except Declined as error:
+            return PlainTextResponse(str(error), error.status)
         if not found:
             return PlainTextResponse("nothing was seen of this log\n", 404)
         return Response(json.dumps(found), media_type="application/json")
@@ -107,7 +110,10 @@ def witness_app(witness: Witness) -> Starlette:
         return PlainTextResponse(f"{witness.signer.verifier}\n")
 
     async def logs(request: Request) -> Response:
-        return Response(json.dumps(await run_in_threadpool(witness.ledger.logs)), media_type="application/json")
+        try:
+            return Response(json.dumps(await run_in_threadpool(witness.ledger.logs)), media_type="application/json")
+        except Declined as error:
+            return PlainTextResponse(str(error), error.status)
 
     return Starlette(
         routes=[

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from engine.actors import acting_as, os_actor
 from engine.client_engine import ClientEngine
 from engine.core import Core
 from engine.ids import new_call_id
@@ -88,16 +89,18 @@ class Desk:
         with self._lock:
             if self._engine is None:
                 settings = self.site.settings
-                self._engine = ClientEngine.open(
-                    site=self.site.name,
-                    workspace=self.site.workspace.root,
-                    record_url=self.site.servers.record_url,
-                    fabric_url=self.site.servers.fabric_url,
-                    workers=settings.workers,
-                    purpose=PURPOSE,
-                    goes_on=False,
-                    may_own=False,
-                )
+                # By itself: a call id of whoever happens to be the first is for that call alone.
+                with acting_as(os_actor("api")):
+                    self._engine = ClientEngine.open(
+                        site=self.site.name,
+                        workspace=self.site.workspace.root,
+                        record_url=self.site.servers.record_url,
+                        fabric_url=self.site.servers.fabric_url,
+                        workers=settings.workers,
+                        purpose=PURPOSE,
+                        goes_on=False,
+                        may_own=False,
+                    )
             return self._engine
 
     def saw(self, caller: Caller, method: str, result: str = "ok") -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from engine.cli.output import out, text
 from engine.record.exporting import ExportFile, export
+from engine.record.findings import Report
 from engine.record.sealed import sealed
 from engine.record.sources import site_source
-from engine.record.verify import Report, Verification
+from engine.record.verify import Verification
 from engine.site import Site
 
 PATIENCE = 10.0  # seconds for the witness, without which the demo goes on

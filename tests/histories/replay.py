@@ -17,7 +17,8 @@ from typing import Any
 import zstandard
 
 from engine.fold import Illegal, JobState, apply, fact_of
-from engine.record.verify import Source, Verification
+from engine.record.findings import Source
+from engine.record.verify import Verification
 from events.envelope import Event
 from events.subjects import job_of
 

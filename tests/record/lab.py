@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.jobs import Jobs
-from engine.record.verify import Report, Source, Verification
+from engine.record.findings import Report, Source
+from engine.record.verify import Verification
 from engine.record.witness import Witness
 from events.bodies.record import CheckpointSigned, CheckpointWitnessed
 from events.envelope import Event
@@ -86,6 +87,7 @@ class Lab:
             chain=self.keys.chain(),
             witnesses=[self.witness.signer.verifier],
             tree=self.tree if hashes else None,
+            log=LOG,
         )
 
     def verify(self, events: list[Event] | None = None, *, hashes: bool = True) -> Report:

@@ -14,7 +14,8 @@ import pytest
 
 from engine.jobs import Jobs
 from engine.rebuild import rebuild_site
-from engine.record.verify import Source, Verification
+from engine.record.findings import Source
+from engine.record.verify import Verification
 from engine.record.witness import Declined, Witness
 from events.bodies.record import HistoryLost
 from events.envelope import Event
