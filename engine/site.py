@@ -42,23 +42,27 @@ class Site:
         return self.workspace.site
 
     @classmethod
-    def open(cls, *, create: bool = False, join: bool = True, **given: Any) -> Site:
+    def open(cls, *, create: bool = False, join: bool = True, finishing: bool = False, **given: Any) -> Site:
         """Open the site in a workspace.
 
         Args:
             create: make the workspace where it is missing; else it must be there.
             join: become a user of the servers, and start them where they do not run.
+            finishing: go on with a restore that was begun here; nobody else may open what is half there.
             given: settings; None counts as not given.
 
         Raises:
             SiteUnknown, ArgumentInvalid: the workspace or a setting.
             EngineDown, ServerUnsafe: the servers.
+            RecordDamaged: its history was never taken in whole.
         """
         chosen = settings(**given)
         if create:
             workspace = Workspace.prepare(chosen.workspace, chosen.site)
         else:
             workspace = Workspace.find(chosen.workspace)
+        if not finishing:
+            workspace.check_finished()
         # A command from another shell finds the servers of whoever has the site up.
         known = servers_of(workspace)
         record_url, fabric_url = (getattr(chosen, name) or known[name] for name in ("record_url", "fabric_url"))

@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ArgumentInvalid, SiteUnknown
 from engine.files import locked, read_json, write_json
 from engine.ids import check_job_id, check_site_name
+from events.errors import RecordDamaged
+
+UNFINISHED = "unfinished.json"
 
 
 class Workspace:
@@ -85,6 +89,23 @@ class Workspace:
             )
         return cls.prepare(root)
 
+    @contextmanager
+    def taking_in(self, what: str) -> Iterator[None]:
+        """A history is put into this workspace: until that is done, nobody works with it."""
+        write_json(self.flight / UNFINISHED, {"what": what})
+        yield
+        (self.flight / UNFINISHED).unlink()
+
+    def check_finished(self) -> None:
+        """Raise ``RecordDamaged`` where a history was put in here, and that was never finished."""
+        path = self.flight / UNFINISHED
+        if path.exists():
+            what = (read_json(path) or {}).get("what", "a history")
+            raise RecordDamaged(
+                f"{what} was not taken in to its end: what is in {self.root} is a part of it",
+                f"remove {self.root}, and do it again",
+            )
+
     @property
     def id(self) -> str:
         """A random name that goes with the folder."""
@@ -116,12 +137,20 @@ class Workspace:
 
 
 def known_site(path: Path) -> str:
-    """The name of the site that lives in a folder; empty where none does."""
+    """The name of the site that lives in a folder; empty where none does. Raises ``RecordDamaged``."""
+    file = path / ".flightlog" / "site.json"
     try:
-        info = read_json(path / ".flightlog" / "site.json")
+        if not file.exists():
+            return ""
     except NotADirectoryError:
         return ""
-    return str(info["site"]) if info else ""
+    info = read_json(file) or {}
+    if not (isinstance(info.get("site"), str) and isinstance(info.get("id"), str)):
+        raise RecordDamaged(
+            f"{file} cannot be read: it says which site this is, and by what name its log is known",
+            "put it back from a backup, with the site and the id that its checkpoints name: flightlog/SITE/ID",
+        )
+    return str(info["site"])
 
 
 def host_name() -> str:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from events.errors import RecordDamaged
+
 HASH = 32  # bytes
 TILE = 256  # hashes: one more kept level
 LEVELS = (0, 8, 16, 24)
@@ -69,6 +71,11 @@ class Tree:
     def size(self) -> int:
         """Number of leaves."""
         return self._length(0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that is made of the leaves is there."""
+        return all(self._length(level) == self.size >> level for level in LEVELS)
 
     def append(self, leaves: Sequence[bytes]) -> None:
         """Add leaves, given by their hashes."""
@@ -170,7 +177,10 @@ class Tree:
         else:
             data = os.pread(self._files[level], count * HASH, start * HASH)
         if len(data) != count * HASH:
-            raise ValueError(f"the tree has no hashes {start} to {start + count} at level {level}")
+            raise RecordDamaged(
+                f"the tree of the seal has no hashes {start} to {start + count} at level {level}",
+                "the sealer makes them anew: flightlog seal",
+            )
         return [bytes(data[i : i + HASH]) for i in range(0, len(data), HASH)]
 
 

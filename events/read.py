@@ -99,7 +99,11 @@ def read_back(store: Store, *, before: str = "+", page: int = PAGE) -> Iterator[
 def read_job(
     store: Store, job_id: str, *, after: int = 0, page: int = PAGE, backward: bool = False
 ) -> Iterator[Event]:
-    """A job's events after a version (or, backward, all from the newest), through its index."""
+    """A job's events after a version (or, backward, all from the newest), through its index.
+
+    Raises:
+        RecordDamaged: some of them are gone.
+    """
     head, length = _head(store, job_id)
     if head is None or head.version - head.base != length:
         if head is not None or length:
@@ -110,6 +114,12 @@ def read_job(
         # By version: a job's history only grows, so pages neither overlap nor leave a gap.
         first, last = (max(low, end - page), end) if backward else (low, min(low + page, end))
         found = job_slice(store, job_id, first, last)
+        if len(found) < last - first:
+            raise RecordDamaged(
+                f"history is missing: {job_id} has {head.version} events, and {last - first - len(found)} of "
+                f"{first + 1} to {last} are not where they should be",
+                "flightlog verify says more",
+            )
         yield from (reversed(found) if backward else found)
         low, end = (low, first) if backward else (last, end)
 

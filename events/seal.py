@@ -21,7 +21,7 @@ from events.durable import write
 from events.envelope import Event
 from events.errors import HistoryBroken, RecordDamaged
 from events.merkle import Tree, canonical, leaf_hash
-from events.note import Checkpoint, Note, NoteInvalid
+from events.note import Checkpoint, Note
 from events.read import read
 from events.signing import Custodian, Keys
 from events.store import Store, allowed_when_full, translated
@@ -81,7 +81,7 @@ class Sealer:
             size, position = lost
         if lost is not None:
             self.tree.cut(size)
-        if self.tree.size < size or (lost is None and self.tree.root(size) != checkpoint.root):
+        if self.tree.size < size or not self.tree.whole or (lost is None and self.tree.root(size) != checkpoint.root):
             self.tree.cut(0)
             self._grow_again(size)
         self.tree.cut(size)
@@ -200,7 +200,7 @@ def latest(folder: Path) -> Note | None:
         return Note.parse((folder / "checkpoint").read_text())
     except FileNotFoundError:
         return None
-    except NoteInvalid as error:
+    except ValueError as error:  # NoteInvalid is one, and what is no text
         raise RecordDamaged(
             f"the last checkpoint, {folder / 'checkpoint'}, cannot be read: {error}", "restore it from a backup"
         ) from error
@@ -217,8 +217,13 @@ def keep_note(folder: Path, note: Note) -> None:
 def kept_notes(folder: Path) -> list[Note]:
     """Checkpoints that were kept, and the last one; a line that was cut off by a crash is left out."""
     path = folder / "notes"
-    lines = path.read_text().splitlines() if path.exists() else []
-    notes = [Note.parse(json.loads(line)) for line in lines if line.endswith('"')]
+    try:
+        lines = path.read_text().splitlines() if path.exists() else []
+        notes = [Note.parse(json.loads(line)) for line in lines if line.endswith('"')]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecordDamaged(
+            f"the checkpoints in {path} cannot be read: {error}", "restore it from a backup"
+        ) from error
     last = latest(folder)
     if last is not None and last.text not in {note.text for note in notes}:
         notes.append(last)

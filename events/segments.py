@@ -217,7 +217,9 @@ class Archive:
                     "subjects": {subject: tuple(versions) for subject, versions in kept["subjects"].items()},
                 },
             )
-        except (OSError, ValueError, TypeError, KeyError):
+            if not _sound(segment):
+                raise ValueError(name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             segment = self._looked_through(path)
         self._known[name] = segment
         return segment
@@ -240,9 +242,20 @@ class Archive:
                 subjects[subject] = (subjects.get(subject, (version, 0))[0], version)
             ends += (block[0][0], block[-1][0])
             offset, raw = offset + used, raw + len(plain)
+        if not ends:
+            raise _altered(path.name, "it is empty")
         first, last = (int(number) for number in _NAME.match(path.name).groups())  # type: ignore[union-attr]
         digest = hashlib.sha256(data).hexdigest()
         return Segment(path, first, last, ends[0], ends[-1], digest, len(data), raw, tuple(blocks), subjects)
+
+    def check_indexes(self) -> None:
+        """Hold what lies beside the segments against what is in them; raises ``RecordDamaged``."""
+        for segment in self.segments():
+            if self._looked_through(segment.path) != segment:
+                raise RecordDamaged(
+                    f"what lies beside segment {segment.name} is not what is in it: jobs would be looked for in vain",
+                    f"remove {segment.name.replace('.tsv.zst', '.json')}: it is made anew",
+                )
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -375,6 +388,22 @@ class Archive:
                 if hashlib.file_digest(file, "sha256").hexdigest() != segment.sha256:
                     raise _altered(segment.name, "its digest is another than when it was written")
             self._checked.add(seen)
+
+
+def _sound(segment: Segment) -> bool:
+    """Whether what lies beside a segment can be worked with; whether it is right is another question."""
+    first, last = (int(number) for number in _NAME.match(segment.name).groups())  # type: ignore[union-attr]
+    numbers = [segment.size, segment.raw, *(n for block in segment.blocks for n in block)]
+    numbers += [n for versions in segment.subjects.values() for n in versions]
+    return (
+        (segment.first, segment.last) == (first, last)
+        and all(type(number) is int for number in numbers)
+        and bool(segment.blocks)
+        and all(len(block) == 3 for block in segment.blocks)
+        and all(len(versions) == 2 for versions in segment.subjects.values())
+        and order(segment.first_position)[1] == first
+        and order(segment.last_position)[1] == last
+    )
 
 
 def _lines(name: str, plain: bytes) -> list[Line]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from events.durable import sync_folder, write
 from events.errors import RecordDamaged
-from events.note import Checkpoint, Note, Signer, Verifier
+from events.note import Checkpoint, Note, NoteInvalid, Signer, Verifier
 
 #: Given a size that was signed before: the proof that what is to be signed begins with it.
 Prove = Callable[[int], list[bytes]]
@@ -83,7 +83,10 @@ class Keys:
                     "lost, carry the history into a fresh site: flightlog export, flightlog import",
                 )
             write(self.path, str(Signer.new(name)))
-        signer = Signer.parse(self.path.read_text())
+        try:
+            signer = Signer.parse(self.path.read_text())
+        except ValueError as error:
+            raise RecordDamaged(f"{self.path} is no signing key", "put it back from a backup") from error
         if not self.chain():
             self._add(signer.verifier)  # the public half can be had again
         return signer
@@ -115,14 +118,28 @@ class Keys:
                 write(self.path, str(fresh))
         return old.verifier, new, proof
 
+    @property
+    def newest(self) -> Verifier:
+        """The public key that is signed with now; raises ``RecordDamaged`` where none is there."""
+        known = self.verifiers()
+        if not known:
+            raise RecordDamaged(f"there is no public key in {self.folder / 'signers'}", "put it back from a backup")
+        return known[-1]
+
     def verifiers(self) -> list[Verifier]:
         """All public keys of this site, the oldest first."""
-        return [Verifier.parse(line.partition(" ")[0]) for line in self.chain()]
+        try:
+            return [Verifier.parse(line.partition(" ")[0]) for line in self.chain()]
+        except NoteInvalid as error:
+            raise RecordDamaged(f"{self.folder / 'signers'}: {error}", "put it back from a backup") from error
 
     def chain(self) -> list[str]:
         """A line per public key, the oldest first: the key, and after a blank the one before's signature over it."""
         path = self.folder / "signers"
-        return path.read_text().splitlines() if path.exists() else []
+        try:
+            return path.read_text().splitlines() if path.exists() else []
+        except ValueError as error:
+            raise RecordDamaged(f"{path} is no text", "put it back from a backup") from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

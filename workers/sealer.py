@@ -13,7 +13,7 @@ from engine.files import FileLock
 from engine.jobs import Jobs
 from engine.readmodels.room import rooms
 from engine.record.custody import Custody, user_name
-from engine.record.erasing import finish
+from engine.record.erasing import finish_between, keep_retention
 from engine.record.sealed import say
 from engine.record.sealing import sealer_of
 from engine.record.witnessing import Refused, submit, witnessed, witnesses
@@ -24,11 +24,9 @@ from events.bodies.record import CheckpointSigned, CheckpointWitnessed, RoomLow,
 from events.errors import FlightlogError, HistoryBroken, RecordDamaged
 from events.keep import to_disk, trim
 from events.note import Note
-from events.read import read
 from events.seal import keep_note
 from events.segments import Segment
 from events.store import allowed_when_full, translated
-from events.subjects import job_of
 
 log = logging.getLogger("flightlog.sealer")
 
@@ -64,6 +62,7 @@ class SealerDuty:
     def run(self, stop: threading.Event) -> None:
         """Seal until ``stop``; what goes wrong is told and tried again."""
         begun = False
+        keep_retention(self.site)
         while not stop.is_set():
             broken = ""
             try:
@@ -91,7 +90,7 @@ class SealerDuty:
         note = self.sealer.step()
         if note is not None:
             if "Erased" in self.sealer.types:
-                self._finish_erasures(since)
+                finish_between(self.site, since, self.sealer.position)
             self._record(note)
         store, settings = self.jobs.store, self.site.settings
         to_disk(store, self.sealer.tree, self.sealer.size, size=settings.segment, written=self._written)
@@ -110,18 +109,11 @@ class SealerDuty:
         if not (ended or size - self._recorded_size >= RECORD_EVENTS or now - self._recorded_at >= RECORD_SECONDS):
             return
         keep_note(self.sealer.folder, note)
-        key = self.sealer.keys.verifiers()[-1]
+        key = self.sealer.keys.newest
         signed = CheckpointSigned(size=size, root=note.checkpoint.root.hex(), key=f"{key.name}+{key.key_id.hex()}")
         self._note("checkpoint", signed)
         self._recorded_size, self._recorded_at = size, now
         self._due |= ended
-
-    def _finish_erasures(self, since: str) -> None:
-        """Keys whose end is on the record are destroyed, whoever died over it."""
-        for event in read(self.jobs.store, after=since, upto=self.sealer.position):
-            job = job_of(event.subject)
-            if event.type == "Erased" and job is not None:
-                finish(self.site, job, int(event.body["lives"]))
 
     def _written(self, segment: Segment) -> None:
         self._note(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,7 +211,7 @@ def _key(given: str | None, name: str) -> Verifier | None:
     try:
         path = Path(given)
         return Verifier.parse(path.read_text().split()[0] if len(given) < 200 and path.is_file() else given)
-    except (NoteInvalid, OSError, IndexError) as error:
+    except (ValueError, OSError, IndexError) as error:
         raise ArgumentInvalid(f"{name} is {given[:80]!r}", "a key, or a file with one", field=name) from error
 
 
@@ -246,7 +247,7 @@ def _sequence(given: str | None, name: str) -> int | None:
     if given is None:
         return None
     number = given.partition("-")[2] or given
-    if not number.isdigit() or int(number) < 1:
+    if not re.fullmatch(r"(\d{1,15}-)?\d{1,15}", given, re.ASCII) or int(number) < 1:
         raise ArgumentInvalid(f"{name} is {given[:80]!r}", "a position, or its sequence number", field=name)
     return int(number)
 
@@ -265,7 +266,7 @@ def prove(
         if not found:
             raise ArgumentInvalid(f"the log has no event {position}", "flightlog events shows them", field="EVENT")
         seal_now(site)
-        prover = Prover(site)
+        prover = Prover(site, found[0].seq)
         try:
             proof = json.dumps(prover.proof(found[0]), indent=2, ensure_ascii=False) + "\n"
         finally:

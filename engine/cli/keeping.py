@@ -74,6 +74,7 @@ def restore(
         raise ArgumentInvalid("--reason is missing", "say why: --reason 'the disk died'", field="--reason")
     chosen = where()
     if known_site(chosen.folder):
+        Workspace.find(chosen.folder).check_finished()
         raise ArgumentInvalid(
             f"a site lives in {chosen.folder}",
             "name a new --workspace: nothing is put over a record",
@@ -83,7 +84,7 @@ def restore(
         raise ArgumentInvalid(f"{file} is no file", "name one that flightlog backup wrote", field="FILE")
     noted = checkpoint_of(checkpoint) if checkpoint else None
     # Beside it first: what fails leaves nothing behind.
-    beside = chosen.folder.with_name(f".{chosen.folder.name}.restoring")
+    beside = chosen.folder.resolve().with_name(f".{chosen.folder.resolve().name}.restoring")
     shutil.rmtree(beside, ignore_errors=True)
     with new_folder(beside):
         head = unpack(file, beside)
@@ -93,7 +94,9 @@ def restore(
         known = _of_this_log([*seen, *([noted] if noted else [])], log, keys)
         beside.rename(chosen.folder)
     with new_folder(chosen.folder):  # it was not there before
-        site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+        site = Site.open(
+            finishing=True, workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url
+        )
         try:
             told = restored(site, Call(call_id=new_call_id(), actor=current_actor()), head, reason, known)
             seal_now(site)

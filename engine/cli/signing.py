@@ -55,7 +55,7 @@ def seal() -> int:
     try:
         seal_now(site)
         keys = Keys(site.workspace.seal, custody_of(site.workspace, site.settings))
-        told = {**sealed(site.workspace), "key": str(keys.verifiers()[-1])}
+        told = {**sealed(site.workspace), "key": str(keys.newest)}
         holder = told["signer"] or ("a signer" if keys.apart else "the site itself")
     finally:
         site.close()

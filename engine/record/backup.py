@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from engine.ids import check_site_name
 from engine.rebuild import rebuild_site
 from engine.record.importing import check_empty
 from engine.site import Site
-from engine.workspace import Workspace
+from engine.workspace import UNFINISHED, Workspace
 from events.bodies.base import Body
 from events.bodies.record import BackupRestored, Exported, HistoryLost
 from events.envelope import Call
@@ -126,24 +127,37 @@ def unpack(path: Path, root: Path) -> dict[str, Any]:
                     head = json.loads(data)
                     if head.get("format") != FORMAT:
                         raise ExportInvalid(f"{path} is no backup of Flightlog's")
+                    _check_head(head)
                     workspace = Workspace.prepare(root, check_site_name(head["site"]))
                     # It is the same log, and witnesses know it by this.
-                    write_json(workspace.flight / "site.json", {"site": head["site"], "id": str(head["id"])})
+                    write_json(workspace.flight / "site.json", {"site": head["site"], "id": head["id"]})
+                    write_json(workspace.flight / UNFINISHED, {"what": f"the backup {path}"})
                     continue
                 if member.name == TAIL:
                     target = workspace.flight / TAIL
                 else:
                     target = (root / member.name).resolve()
-                    if not target.is_relative_to(root.resolve()) or not member.name.startswith(PARTS):
+                    if not any(target.is_relative_to(root.resolve() / part) for part in PARTS):
                         raise ExportInvalid(f"{path} holds {member.name!r}, which does not belong into a backup")
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 target.write_bytes(data)
                 target.chmod(0o600)
-    except (tarfile.TarError, zstandard.ZstdError, ValueError, KeyError) as error:
+    except (tarfile.TarError, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportInvalid(f"{path} cannot be unpacked: {error}", "it is cut off, or no backup") from error
     if not head:
         raise ExportInvalid(f"{path} is empty", "flightlog backup FILE writes one")
+    if not (workspace.flight / TAIL).exists():
+        raise ExportInvalid(f"{path} has no {TAIL}: the end of the log is not in it", "take another one")
     return head
+
+
+def _check_head(head: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for a head that none of ours is."""
+    for name, kind in {"taken": str, "last": int, "archived": int, "id": str}.items():
+        if type(head.get(name)) is not kind:
+            raise ValueError(f"its head has no {name}")
+    if not re.fullmatch(r"[0-9a-zA-Z]{1,64}", head["id"]) or not 0 <= head["archived"] < head["last"]:
+        raise ValueError("its head names no log, or no end")
 
 
 def _content(file: IO[bytes] | None) -> bytes:
@@ -164,18 +178,28 @@ def restored(site: Site, call: Call, head: dict[str, Any], reason: str, known: N
         SiteNotEmpty, RecordDamaged: the site has a history, or the backup has a gap.
     """
     check_empty(site)
+    with site.workspace.taking_in(f"the backup of {head['taken']}"):
+        return _put(site, call, head, reason, known)
+
+
+def _put(site: Site, call: Call, head: dict[str, Any], reason: str, known: Note | None) -> list[Body]:
     store, tail = site.jobs.store, site.workspace.flight / TAIL
     expected = head["archived"]
-    with tail.open(encoding="utf-8", newline="\n") as lines:
-        while batch := list(islice(lines, 1000)):
-            events = []
-            for line in batch:
-                position, kind, subject, version, d = line.rstrip("\n").split("\t")
-                expected += 1
-                if order(position)[1] != expected:
-                    raise RecordDamaged(f"the backup has no event {expected}", "take another one")
-                events.append((position, kind, subject, int(version), d))
-            put_events(store, events)
+    try:
+        with tail.open(encoding="utf-8", newline="\n") as lines:
+            while batch := list(islice(lines, 1000)):
+                events = []
+                for line in batch:
+                    position, kind, subject, version, d = line.rstrip("\n").split("\t")
+                    expected += 1
+                    if order(position)[1] != expected:
+                        raise RecordDamaged(f"the backup has no event {expected}", "take another one")
+                    events.append((position, kind, subject, int(version), d))
+                put_events(store, events)
+    except ValueError as error:
+        raise RecordDamaged(f"the backup's event {expected} is none: {error}", "take another one") from error
+    if expected != head["last"]:
+        raise RecordDamaged(f"the backup ends with event {expected}, and says {head['last']}", "take another one")
     tail.unlink()
     rebuild_site(store)
     told: list[Body] = [BackupRestored(taken=head["taken"], last=head["last"], reason=reason)]

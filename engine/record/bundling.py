@@ -17,6 +17,7 @@ from engine import present
 from engine.errors import JobUnknown
 from engine.files import new_file, open_plain
 from engine.ids import check_job_id
+from engine.record.erasing import finish_left
 from engine.record.exporting import cloudevent
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
@@ -45,9 +46,10 @@ def bundle(site: Site, job: str, path: Path, *, with_log: bool = False) -> Expor
     if not loaded.known:
         raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
     seal_now(site)
+    finish_left(site, job)
     events = list(read_job(site.jobs.store, job))
     with (
-        closing(Prover(site)) as prover,
+        closing(Prover(site, events[-1].seq)) as prover,
         new_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
     ):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ArgumentInvalid, JobUnknown, LegalHold, NotDeleted, Retained
+from engine.files import locked
 from engine.ids import check_job_id
 from engine.jobs import Loaded
 from engine.lifecycle import AT_REST
 from engine.refusals import standing
 from engine.site import Site
 from events.bodies.record import Erased, HoldLifted, HoldSet
+from events.durable import write
 from events.envelope import Call, iso
-from events.read import read_job
+from events.errors import RecordDamaged
+from events.read import read, read_job
+from events.subjects import job_of
 from events.vault import MARK
 
 DAY_MS = 86_400_000
@@ -52,12 +57,27 @@ def may_erase(site: Site, job: str) -> Loaded:
             f"{job} {standing(state)}, and its run folder or its process is there", f"flightlog delete {job}"
         )
     ended = int(state.get("ended_at") or state.get("since") or 0)
-    until = ended + int(site.settings.retention * DAY_MS)
-    if site.settings.retention and site.jobs.store.now_ms() < until:
-        raise Retained(
-            f"{job} ended at {iso(ended)} and is kept for {site.settings.retention:g} days", f"try at {iso(until)}"
-        )
+    days = keep_retention(site)
+    until = ended + int(days * DAY_MS)
+    if days and site.jobs.store.now_ms() < until:
+        raise Retained(f"{job} ended at {iso(ended)} and is kept for {days:g} days", f"try at {iso(until)}")
     return loaded
+
+
+def keep_retention(site: Site) -> float:
+    """The site's minimum retention, days: the longest that it was ever told, whoever is told another one now.
+
+    Raises:
+        RecordDamaged: what was kept of it cannot be read.
+    """
+    path, wanted = site.workspace.seal / "retention", site.settings.retention
+    try:
+        kept = float(path.read_text()) if path.exists() else 0.0
+    except ValueError as error:
+        raise RecordDamaged(f"the retention in {path} is no number of days", "write it there anew") from error
+    if wanted > kept:
+        write(path, f"{wanted:g}\n")
+    return max(wanted, kept)
 
 
 def foresee(site: Site, job: str) -> Erasure:
@@ -73,12 +93,18 @@ def erase(site: Site, call: Call, job: str, reason: str) -> Erasure:
 
     It is recorded first, under the job's next key; whoever seals the log finishes what a crash leaves undone.
     """
-    seen = foresee(site, job)
-    vault = site.jobs.store.vault
-    lives = vault.next_life(job) if vault else 0
-    noted = site.jobs.note(call, [Erased(reason=reason, lives=lives)], job)
-    finish(site, job, lives)
+    with _alone(site):
+        seen = foresee(site, job)
+        vault = site.jobs.store.vault
+        lives = vault.next_life(job) if vault else 0
+        noted = site.jobs.note(call, [Erased(reason=reason, lives=lives)], job)
+        finish(site, job, lives)
     return Erasure(job, seen.events, seen.fields, seen.keys, noted.positions[0])
+
+
+def _alone(site: Site) -> AbstractContextManager[None]:
+    """Nobody sets a hold while a job is erased, and nobody erases one while a hold is set."""
+    return locked(site.workspace.seal / "erase.lock")
 
 
 def finish(site: Site, job: str, lives: int) -> None:
@@ -89,12 +115,31 @@ def finish(site: Site, job: str, lives: int) -> None:
     shutil.rmtree(site.workspace.job(job), ignore_errors=True)
 
 
+def finish_between(site: Site, after: str, upto: str) -> None:
+    """Destroy what was recorded as erased in a part of the log, whoever died over it."""
+    for event in read(site.jobs.store, after=after, upto=upto):
+        job = job_of(event.subject)
+        if event.type == "Erased" and job is not None:
+            finish(site, job, int(event.body["lives"]))
+
+
+def finish_left(site: Site, job: str) -> None:
+    """Destroy what is recorded as erased of a job, and was not done: before anything of it goes out."""
+    store = site.jobs.store
+    if store.vault is None or not site.jobs.load(job).state.get("erased"):
+        return
+    told = next((event for event in read_job(store, job, backward=True) if event.type == "Erased"), None)
+    if told is not None and len(store.vault.erased_of(job)) < int(told.body["lives"]):
+        finish(site, job, int(told.body["lives"]))
+
+
 def hold(site: Site, call: Call, job: str, reason: str, *, lift: bool) -> str:
     """Set or lift a legal hold; the position of that event. Raises ``JobUnknown``."""
-    loaded = site.jobs.load(check_job_id(job))
-    if not loaded.known:
-        raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
-    if lift and not loaded.state.get("hold"):
-        raise ArgumentInvalid(f"{job} is not held", "flightlog show says whether it is", field="--lift")
-    noted = site.jobs.note(call, [HoldLifted(reason=reason) if lift else HoldSet(reason=reason)], job)
+    with _alone(site):
+        loaded = site.jobs.load(check_job_id(job))
+        if not loaded.known:
+            raise JobUnknown(f"job {job} is not on this site's record", "flightlog list shows the jobs of this site")
+        if lift and not loaded.state.get("hold"):
+            raise ArgumentInvalid(f"{job} is not held", "flightlog show says whether it is", field="--lift")
+        noted = site.jobs.note(call, [HoldLifted(reason=reason) if lift else HoldSet(reason=reason)], job)
     return noted.positions[0]

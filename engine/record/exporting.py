@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import zstandard
 from engine.errors import ExportInvalid, JobUnknown, Unverifiable
 from engine.files import new_file
 from engine.ids import check_job_id
+from engine.record.erasing import finish_left
 from engine.record.findings import Source
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
@@ -43,6 +45,8 @@ COLUMNS = (
     *("seq", "position", "time", "subject", "version", "type", "actor", "kind", "auth", "via", "claimed"),
     *("call_id", "step", "cause", "correlation", "body"),
 )
+MOST = 64 * 2**20  # bytes of a line
+_POSITION = re.compile(r"\d{1,14}-\d{1,15}", re.ASCII)
 ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -143,6 +147,7 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, upto: str, *, who
             job = job_of(event.subject)
             if job is not None and job not in told and vault is not None:
                 told.add(job)
+                finish_left(site, job)
                 keys, erased = vault.keys_of(job), vault.erased_of(job)
                 tally.keys += len(keys)
                 if keys or erased:
@@ -244,8 +249,11 @@ class ExportFile:
         self.head: dict[str, Any] = first["data"]
         wanted = {"site": str, "log": str, "whole": bool, "keys": list, "witnesses": list, "checkpoints": list}
         for name, kind in wanted.items():
-            if not isinstance(self.head.get(name), kind):
-                raise ExportInvalid(f"{path}: {name} is missing in its head, or no {kind.__name__}")
+            found: Any = self.head.get(name)
+            if not isinstance(found, kind) or (
+                isinstance(found, list) and not all(isinstance(one, str) for one in found)
+            ):
+                raise ExportInvalid(f"{path}: {name} is missing in its head, or no {kind.__name__} of texts")
 
     @property
     def log(self) -> str:
@@ -318,6 +326,10 @@ class ExportFile:
                 yield self._parsed(line)
 
     def _parsed(self, line: str) -> dict[str, Any]:
+        if len(line) >= MOST:
+            raise ExportInvalid(
+                f"{self.path} has a line of {MOST} bytes and more: it is no export", "have it made again"
+            )
         try:
             value = json.loads(line)
             if isinstance(value, dict) and isinstance(value["type"], str):
@@ -333,22 +345,25 @@ class ExportFile:
             file.seek(0)
             raw: Any = zstandard.ZstdDecompressor().stream_reader(file) if packed else file
             try:
-                yield iter(io.TextIOWrapper(raw, "utf-8", newline="\n") if packed else _decoded(file))
+                yield _decoded(io.BufferedReader(raw) if packed else file)
             except (zstandard.ZstdError, UnicodeDecodeError) as error:
                 raise ExportInvalid(f"{self.path} cannot be unpacked: {error}", "have it made again") from error
 
 
 def _event(value: dict[str, Any], path: Path) -> Event:
     try:
-        order(str(value["id"]))
+        if not _POSITION.fullmatch(value["id"]) or type(value["flightlogversion"]) is not int:
+            raise ValueError("its id is no position, or its version no number")
+        if not isinstance(json.loads(value["flightlogdata"]), dict):
+            raise TypeError("its data is no object")
         return Event(
-            str(value["id"]),
+            value["id"],
             str(value["type"]).removeprefix("flightlog."),
             str(value["subject"]),
-            int(value["flightlogversion"]),
-            str(value["flightlogdata"]),
+            value["flightlogversion"],
+            value["flightlogdata"],
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ExportInvalid(f"{path} has a line that is no event: {error}", "have it made again") from error
 
 
@@ -359,7 +374,7 @@ def _reads_as(value: dict[str, Any], event: Event) -> bool:
         told, event.vault, vault = cloudevent(event, source), None, event.vault
         stored = cloudevent(event, source)
         event.vault = vault
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return True  # it is no event of ours at all, which verification says better
     return all(_same(value.get(name), told[name], stored[name]) for name in ("source", "time", "data"))
 
@@ -376,5 +391,5 @@ def _same(shown: Any, told: Any, stored: Any) -> bool:
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
-    for line in file:
+    while line := file.readline(MOST):
         yield line.decode()

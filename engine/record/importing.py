@@ -44,6 +44,12 @@ def take_in(site: Site, path: Path) -> Report:
     if report.problems:
         first = report.problems[0]
         raise RecordDamaged(f"{path} does not verify: event {first.seq}: {first.what}", "have it made again")
+    with site.workspace.taking_in(f"the export {path}"):
+        _put(site, file, path, report)
+    return report
+
+
+def _put(site: Site, file: ExportFile, path: Path, report: Report) -> None:
     store = site.jobs.store
     # The site's own seal begins anew; what was signed elsewhere is kept with the keys that it was signed with.
     write(site.workspace.seal / ORIGINS, "".join(f"{line}\n" for line in file.head["keys"]))
@@ -60,4 +66,3 @@ def take_in(site: Site, path: Path) -> Report:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
     told = Imported(origin=file.log, events=report.events, root=report.root, sha256=digest)
     open_epoch(store, site.system_call("imported"), [told])
-    return report

@@ -15,7 +15,7 @@ from engine.site import Site
 from events.envelope import Event
 from events.errors import RecordDamaged
 from events.merkle import Tree
-from events.note import Note
+from events.note import Note, NoteInvalid, Verifier
 from events.seal import kept_notes, leaf_of
 
 
@@ -24,28 +24,43 @@ class Prover:
 
     Args:
         site: opened.
+        covering: sequence up to which it is to prove something; 0: not known.
 
     Raises:
         Unverifiable: nothing was sealed.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, covering: int = 0) -> None:
         folder = site.workspace.seal
         self.tree = Tree(folder / "tree", readonly=True)
         self.chain = chain_of(site.workspace)
         self.witnesses = [str(key) for key in witness_keys(site.workspace)]
         keys = witness_keys(site.workspace)
         notes = [note for note in kept_notes(folder) if note.checkpoint.size <= self.tree.size]
-        # Of this log alone: what vouches for a history that was taken in is of another one.
-        log = log_name(site.workspace)
-        notes = [note for note in notes if note.checkpoint.origin.rpartition("/")[0] == log]
-        own = [note for note in notes if self.tree.root(note.checkpoint.size) == note.checkpoint.root]
+        fit = [note for note in notes if self.tree.root(note.checkpoint.size) == note.checkpoint.root]
+        #: The largest checkpoint that a witness cosigned, and the largest at all: of one log.
+        self.witnessed, self.last = self._best(fit, log_name(site.workspace), keys)
+        if covering and (self.witnessed is None or self.witnessed.checkpoint.size < covering):
+            # A history that was taken in may be vouched for better where it came from.
+            for log in {_log(note) for note in fit}:
+                seen, last = self._best(fit, log, keys)
+                if seen is not None and seen.checkpoint.size >= covering:
+                    self.witnessed, self.last = seen, last
+
+    def _known(self) -> list[Verifier]:
+        try:
+            return [Verifier.parse(line.partition(" ")[0]) for line in self.chain]
+        except NoteInvalid as error:
+            raise RecordDamaged(f"the site's public keys cannot be read: {error}", "flightlog verify") from error
+
+    def _best(self, notes: list[Note], log: str, keys: list[Verifier]) -> tuple[Note | None, Note]:
+        own = [note for note in notes if _log(note) == log]
         if not own:
             raise Unverifiable("nothing of this log is sealed yet", "flightlog up seals it, within a second")
-        #: The largest checkpoint that a witness cosigned, and the largest at all.
-        self.last = max(own, key=lambda note: note.checkpoint.size)
+        if not any(note.signed_by(self._known()) for note in own):
+            raise RecordDamaged("the keys that this log was signed with are not its signers", "flightlog verify")
         seen = [note for note in own if note.signed_by(keys)]
-        self.witnessed = max(seen, key=lambda note: note.checkpoint.size) if seen else None
+        return max(seen, key=_size, default=None), max(own, key=_size)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -95,3 +110,11 @@ class Prover:
         """A proof a line."""
         for event in events:
             yield json.dumps(self.proof(event), ensure_ascii=False) + "\n"
+
+
+def _log(note: Note) -> str:
+    return note.checkpoint.origin.rpartition("/")[0]
+
+
+def _size(note: Note) -> int:
+    return note.checkpoint.size

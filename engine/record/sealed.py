@@ -29,7 +29,8 @@ def sealed(workspace: Workspace) -> dict[str, Any]:
     state = read_json(workspace.seal / "state.json") if workspace.seal.exists() else None
     note = latest(workspace.seal) if workspace.seal.exists() else None
     checkpoint = note.checkpoint if note else None
-    there = state is not None and time.time() - float(state["at"]) < SILENT
+    at = (state or {}).get("at")
+    there = isinstance(at, float) and time.time() - at < SILENT
     return {
         "sealed": checkpoint.size if checkpoint else 0,
         "sealed_until": iso(checkpoint.position.partition("-")[0]) if checkpoint else None,

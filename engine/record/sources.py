@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engine.errors import Unverifiable
 from engine.record.findings import Source
@@ -10,11 +10,13 @@ from engine.record.sealed import log_name
 from engine.record.witnessing import witness_keys
 from engine.site import Site
 from engine.workspace import Workspace
+from events.envelope import Event
 from events.merkle import Tree
-from events.note import Note, NoteInvalid, Verifier
+from events.note import Note, Verifier
 from events.read import read, read_twice
 from events.seal import kept_notes
 from events.signing import Keys
+from events.store import Store
 
 ORIGINS = "origins"
 
@@ -23,6 +25,13 @@ def chain_of(workspace: Workspace) -> list[str]:
     """Public keys of a site, and of the sites whose history it took in."""
     path = workspace.seal / ORIGINS
     return [*(path.read_text().splitlines() if path.exists() else []), *Keys(workspace.seal).chain()]
+
+
+def _with_indexes(store: Store) -> Iterator[Event]:
+    """The whole log, and then what it is found by."""
+    yield from read_twice(store)
+    if store.archive is not None:
+        store.archive.check_indexes()
 
 
 def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), anchor: Verifier | None = None) -> Source:
@@ -47,16 +56,17 @@ def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), ancho
         if tree is None or tree.size < first - 1:
             raise Unverifiable("what comes before was never sealed", "leave --from out, and verify the whole")
         after = before.position
-    try:
-        notes = kept_notes(folder)
-    except (NoteInvalid, ValueError) as error:
-        raise Unverifiable(f"the checkpoints in {folder} cannot be read: {error}", "restore them") from error
+    notes = kept_notes(folder)
+    log = log_name(site.workspace)
+    if not Keys(folder).chain() and any(note.checkpoint.origin.rpartition("/")[0] == log for note in notes):
+        signers = folder / "signers"
+        raise Unverifiable(f"the site's public keys are not in {signers}", "put that file back from a backup")
     return Source(
-        events=read_twice(store, after=after),
+        events=read_twice(store, after=after) if first > 1 else _with_indexes(store),
         notes=[*notes, *extra],
         chain=chain_of(site.workspace),
         witnesses=witness_keys(site.workspace),
         tree=tree,
         anchor=anchor,
-        log=log_name(site.workspace),
+        log=log,
     )

@@ -180,7 +180,7 @@ class Verification:
         fact = Fact(event.type, event.ms, event.position, rest["actor"], rest["correlation"], rest["body"])
         try:
             state.update(changes(state, fact))
-        except (Illegal, KeyError) as error:
+        except (Illegal, LookupError, ValueError, TypeError) as error:
             self.bad(event.seq, event.position, f"{event.subject}: {error}")
 
     def _of_the_record(self, event: Event, body: Any) -> None:
@@ -218,15 +218,18 @@ class Verification:
                 return
 
     def _chain_keys(self) -> list[Verifier]:
-        return [Verifier.parse(line.partition(" ")[0]) for line in self.source.chain]
+        """Keys that it names; none where one of them is none, which is told once."""
+        try:
+            return [Verifier.parse(str(line).partition(" ")[0]) for line in self.source.chain]
+        except NoteInvalid as error:
+            problem = Problem(0, "", f"the site's keys: {error}")
+            if problem not in self.report.problems:
+                self.report.problems.append(problem)
+            return []
 
     def keys(self) -> list[Verifier]:
         """Keys that checkpoints may be signed with."""
-        try:
-            named = self._chain_keys()
-        except NoteInvalid as error:
-            self.bad(0, "", f"the site's keys: {error}")
-            return []
+        named = self._chain_keys()
         anchor = self.source.anchor
         if anchor is not None and anchor not in named:
             self.bad(0, "", f"the key {anchor.name}+{anchor.key_id.hex()} that you trust is not this site's")

@@ -15,6 +15,7 @@ from engine.files import read_json, write_json
 from engine.record.ledger import asking
 from engine.site import Site
 from engine.workspace import Workspace
+from events.errors import RecordDamaged
 from events.merkle import Tree
 from events.note import Note, NoteInvalid, Verifier
 from events.signing import Keys
@@ -69,7 +70,19 @@ def witnesses(site: Site) -> list[str]:
 
 
 def _known(workspace: Workspace) -> dict[str, Any]:
-    return read_json(workspace.seal / "witnesses.json") or {}
+    path = workspace.seal / "witnesses.json"
+    known = read_json(path) or {}
+    try:
+        if not known and path.exists():
+            raise ValueError(path.name)
+        for one in known.values():
+            Verifier.parse(one["key"])
+            int(one["size"]), float(one["at"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordDamaged(
+            f"{path} does not say which witnesses this site has been with: {error!r}", "restore it from a backup"
+        ) from error
+    return known
 
 
 def witness_keys(workspace: Workspace) -> list[Verifier]:
@@ -104,12 +117,12 @@ def _ask(url: str, body: bytes | None = None, chain: list[str] | None = None) ->
     if not url.startswith(("http://", "https://")):
         raise EngineDown(f"the witness {url[:100]!r} is no address", "it reads http://HOST:PORT")
     headers = {"Flightlog-Keys": ", ".join(chain)} if chain else {}
-    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - http or https, see above
     try:
+        request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - http or https, see above
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
             return int(answer.status), answer.read(65_536).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(65_536).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EngineDown(f"the witness {url} does not answer: {error}", "it is asked again later") from error

@@ -101,7 +101,7 @@ def test_a_backup_brings_the_site_back_and_it_says_what_is_missing(workspace: Pa
         finally:
             site.close()
         head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
-        back = Site.open(workspace=tmp_path / "back")
+        back = Site.open(finishing=True, workspace=tmp_path / "back")
         try:
             assert log_name(back.workspace) == log
             told = restored(back, new_call(), head, "the disk died", last_seen(server.url, log)[0])
@@ -132,7 +132,7 @@ def test_a_backup_of_a_log_that_is_wholly_on_disk_goes_on_where_it_was(site: Sit
     sealer.close()
     backup(site, tmp_path / "b.tar.zst")
     head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
-    back = Site.open(workspace=tmp_path / "back")
+    back = Site.open(finishing=True, workspace=tmp_path / "back")
     try:
         restored(back, new_call(), head, "a drill", None)
         assert [event.seq for event in read(back.jobs.store)] == list(range(1, 22))
@@ -174,7 +174,7 @@ def test_a_backup_can_be_restored_though_the_sealer_signs_on_while_it_is_made(
     monkeypatch.setattr("engine.record.backup.read", slow)
     backup(site, tmp_path / "b.tar.zst")
     head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
-    back = Site.open(workspace=tmp_path / "back")
+    back = Site.open(finishing=True, workspace=tmp_path / "back")
     try:
         restored(back, new_call(), head, "a drill", None)
         seal_now(back)

@@ -289,7 +289,7 @@ def test_a_site_that_is_restored_goes_on_once_the_keys_holder_accepts_its_epoch(
     seal_now(site)
     last = latest(site.workspace.seal)
     head = unpack(tmp_path / "b.tar.zst", tmp_path / "back")
-    back = Site.open(workspace=tmp_path / "back", signer=str(holder.socket))
+    back = Site.open(finishing=True, workspace=tmp_path / "back", signer=str(holder.socket))
     try:
         restored(back, new_call(), head, "a drill", last)
         with pytest.raises(HistoryBroken, match="flightlog signer --accept"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,18 @@ def test_the_same_key_is_the_same_call_and_another_call_under_it_is_refused(site
         other = client.post("/v1/jobs/later/start", json={}, headers=headers)
         problem(other, 409, "CALL_ID_REUSED")
         client.post("/v1/jobs/once/abort", json={"grace": 0})
+
+
+def test_a_keyed_command_may_be_the_very_first_and_its_key_is_its_own(tmp_path: Path) -> None:
+    with served(tmp_path / "ws") as up, up.client(up.operator) as client:
+        app = zip_of(tmp_path / "app", "true")
+        headers = {**ZIP, "Prefer": "wait=20", "Idempotency-Key": "the-first-key-of-all"}
+        answers = [client.put("/v1/jobs/first/app", content=app, headers=headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        events = list(read(up.engine.site.jobs.store))
+        opened = [event.rest() for event in events if event.type == "EngineOpened"]
+        assert not any("the-first-key-of-all" in json.dumps(one) for one in opened)
+        assert [event.type for event in events].count("DeployRequested") == 1
 
 
 def test_a_repeat_waits_for_the_outcome_of_the_first_and_nobody_elses_answers_wait_for_it(
