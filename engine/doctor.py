@@ -55,6 +55,11 @@ def examine(folder: Path, record_url: str = "", fabric_url: str = "") -> Iterato
         yield Finding("workspace", "warn", f"no site lives in {folder}", f"flightlog up --site NAME -w {folder}")
         return
     workspace = Workspace.find(folder)
+    try:
+        workspace.check_finished()
+    except FlightlogError as error:
+        yield Finding("history", "fail", error.what, error.fix)
+        return
     yield from rights(workspace)
     yield from disk(workspace)
     yield from exchange(workspace)

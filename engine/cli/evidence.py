@@ -16,6 +16,7 @@ from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid, Unverifiable
 from engine.exits import Exit
+from engine.files import new_file
 from engine.ids import new_call_id
 from engine.readmodels.moments import moment
 from engine.record.bundling import bundle as write_bundle
@@ -282,14 +283,13 @@ def prove(
 
 
 def _sha256(data: str) -> str:
-
     return hashlib.sha256(data.encode()).hexdigest()
 
 
 def _write_new(path: Path, data: str) -> None:
     try:
-        with path.open("x") as file:
-            file.write(data)
+        with new_file(path) as file:
+            file.write(data.encode())
     except FileExistsError as error:
         raise taken(path) from error
 

@@ -139,6 +139,9 @@ def rotate_key() -> int:
         seal_now(site)
     finally:
         site.close()
+    if where().how is not Format.TABLE:
+        print_json({"old": str(old), "new": str(new), "position": position})
+        return 0
     out.print(f"The site signs with {text(new)} from event {position} on.")
     return 0
 

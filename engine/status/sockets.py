@@ -43,7 +43,7 @@ def listen(host: str, port: int, *, exactly: bool) -> socket.socket:
             continue
         return sock
     raise EngineDown(
-        f"port {port} of {host} cannot be had: {why}", "--api-port with another one, 0 for any that is free"
+        f"port {port} of {host} cannot be had: {why}", "name another one, 0 for any that is free (--port, --api-port)"
     )
 
 
