@@ -37,10 +37,10 @@ def _standalone(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_path: Path) -> None:
-    with opened(workspace) as engine:
-        with acting_as(ALICE, reason="tumour of Mr Hatter"):
-            run(engine, "job-1", tmp_path)
-        site = engine.site
+    with opened(workspace) as engine, acting_as(ALICE, reason="tumour of Mr Hatter"):
+        run(engine, "job-1", tmp_path)
+    site = Site.open(workspace=workspace)  # at rest: nothing comes while it is compared
+    try:
         made = export(site, tmp_path / "all.zst")
         assert made.first == 1
         assert (tmp_path / "all.zst").stat().st_mode & 0o777 == 0o600, "it carries the keys of personal fields"
@@ -49,6 +49,8 @@ def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_pat
         assert (report.verdict, report.problems) == ("SITE-SIGNED", [])
         with pytest.raises(SiteNotEmpty):
             take_in(site, tmp_path / "all.zst")
+    finally:
+        site.close()
     other = Site.open(create=True, site="elsewhere", workspace=tmp_path / "other")
     try:
         taken = take_in(other, tmp_path / "all.zst")
