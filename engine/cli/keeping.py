@@ -27,6 +27,7 @@ from engine.site import Site
 from engine.workspace import Workspace, known_site
 from events.bodies.record import HistoryLost
 from events.envelope import Call
+from events.errors import FlightlogError
 from events.note import Note, Verifier
 from events.read import count
 from events.signing import Keys
@@ -99,7 +100,7 @@ def restore(
         )
         try:
             told = restored(site, Call(call_id=new_call_id(), actor=current_actor()), head, reason, known)
-            seal_now(site)
+            unsealed = _sealing_fails(site)
         finally:
             site.close()
     out.print(
@@ -108,9 +109,20 @@ def restore(
     for body in told:
         if isinstance(body, HistoryLost):
             out.print(f"[yellow]Lost[/]: events {body.first} to {body.last}. The record says so.")
+    if unsealed:
+        out.print(f"[yellow]Not sealed yet[/]: {text(unsealed)}")
     if known is None:
         out.print("What came after the backup, nobody has said here: --witness or --checkpoint tells.")
     return 0
+
+
+def _sealing_fails(site: Site) -> str:
+    """Why what was restored is not sealed; empty: it is. A signer may have the key, and has to accept the epoch."""
+    try:
+        seal_now(site)
+    except FlightlogError as error:
+        return f"{error.what}. {error.fix}"
+    return ""
 
 
 def _of_this_log(notes: list[Note], log: str, keys: list[Verifier]) -> Note | None:

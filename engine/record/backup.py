@@ -28,8 +28,10 @@ from events.bodies.record import BackupRestored, Exported, HistoryLost
 from events.envelope import Call
 from events.epochs import open_epoch, put_events
 from events.errors import RecordDamaged
+from events.merkle import Tree
 from events.note import Note
 from events.read import read, read_back
+from events.seal import latest, leaf_of
 from events.segments import Archive, line_of, order
 
 FORMAT = "flightlog-backup/1"
@@ -106,6 +108,18 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = len(data), 0o600, int(time.time())
     tar.addfile(info, io.BytesIO(data))
+
+
+def _check_sealed(site: Site) -> None:
+    """Raise ``RecordDamaged`` where a log does not begin with what its last checkpoint is over."""
+    note = latest(site.workspace.seal)
+    if note is None:
+        return
+    tree, events = Tree(), islice(read(site.jobs.store), note.checkpoint.size)
+    while batch := list(islice(events, 1000)):
+        tree.append([leaf_of(event) for event in batch])
+    if tree.root() != note.checkpoint.root:
+        raise RecordDamaged("the backup's log is not what its own seal is over", "take another one")
 
 
 def unpack(path: Path, root: Path) -> dict[str, Any]:
@@ -201,6 +215,7 @@ def _put(site: Site, call: Call, head: dict[str, Any], reason: str, known: Note 
     if expected != head["last"]:
         raise RecordDamaged(f"the backup ends with event {expected}, and says {head['last']}", "take another one")
     tail.unlink()
+    _check_sealed(site)
     rebuild_site(store)
     told: list[Body] = [BackupRestored(taken=head["taken"], last=head["last"], reason=reason)]
     if known is not None and known.checkpoint.size > head["last"]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from engine.cli.evidence import _verify_export
 from engine.errors import ExportInvalid, Retained
@@ -308,6 +311,67 @@ def test_what_was_taken_in_by_half_is_no_site(
     words = [sys.executable, "-P", "-m", "engine.cli", "restore", str(tmp_path / "b.tar.zst"), "--reason", "again"]
     told = subprocess.run([*words, "-w", str(where)], capture_output=True, text=True, timeout=60, check=False)
     assert (told.returncode, "was not taken in to its end" in told.stderr) == (7, True), told.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../../x"},
+        {"id": 3},
+        {"last": "x"},
+        {"archived": None},
+        {"archived": 99},
+        {"taken": []},
+        {"site": 7},
+        [],
+        "tail",
+        "tail-binary",
+        "tail-other",
+        "tail-none",
+        "outside",
+    ],
+    ids=str,
+)
+def test_a_backup_that_is_rubbish_leaves_nothing_and_is_told(change: Any, site: Site, tmp_path: Path) -> None:
+    born(site, "job-1")
+    feed(site, 10)
+    seal_now(site)
+    backup(site, tmp_path / "good.tar.zst")
+    packed = zstandard.ZstdDecompressor().stream_reader((tmp_path / "good.tar.zst").open("rb"), closefd=True)
+    with packed, tarfile.open(fileobj=packed, mode="r|") as tar:
+        found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    if isinstance(change, (dict, list)):
+        head = json.loads(found["backup.json"])
+        found["backup.json"] = json.dumps({**head, **change} if isinstance(change, dict) else change).encode()
+    elif change == "outside":
+        found[".flightlog/seal/../../evil"] = b"evil"
+    else:
+        tails = {
+            "tail": b"rubbish\n",
+            "tail-binary": b"\xff\xfe\n",
+            "tail-other": found["tail.tsv"].replace(b"tester", b"nobody"),
+        }
+        if change in tails:
+            found["tail.tsv"] = tails[change]
+        else:
+            del found["tail.tsv"]
+    with (
+        (tmp_path / "bad.tar.zst").open("wb") as file,
+        zstandard.ZstdCompressor().stream_writer(file) as raw,
+        tarfile.open(fileobj=raw, mode="w|") as tar,
+    ):
+        for name, data in found.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    words = ("restore", str(tmp_path / "bad.tar.zst"), "--reason", "a drill", "-w", str(tmp_path / "back"))
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "engine.cli", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in told.stderr, told.stderr
+    assert told.returncode in (2, 7, 8), told
+    assert not (tmp_path / "back").exists()
+    assert not list(tmp_path.rglob("evil"))
 
 
 # -- what lies beside ----------------------------------------------------------------------------
