@@ -69,6 +69,8 @@ class Verification:
         self.source = source
         self.report = Report(first=first)
         self._last = last
+        #: Of a part it cannot be told what was taken in before or after it.
+        self._everything = first == 1 and last is None
         self._tree = Tree()
         self._versions: dict[str, int] = {}
         self._states: dict[str, JobState] = {}
@@ -260,10 +262,6 @@ class Verification:
         """Names and ids of the witnesses that cosigned a checkpoint."""
         return sorted(f"{key.name}+{key.key_id.hex()}" for key in self._witnesses() if note.signed_by([key]))
 
-    def _root(self, size: int) -> bytes | None:
-        """The root over so many events; None where there are not that many."""
-        return self._tree.root(size) if size <= self._tree.size else None
-
     def _sealed(self, keys: list[Verifier]) -> None:
         """Hold the tree over the events against what was signed."""
         report, size = self.report, self._tree.size
@@ -297,9 +295,8 @@ class Verification:
     def _whose(self) -> None:
         """Whether the log is the one whose key is known."""
         log, anchor = self.source.log, self.source.anchor
-        if not log or anchor is None or anchor.name in (log, *self._imported) or self.report.first > 1:
-            return
-        self.bad(0, "", f"this is the log {log[:80]}, and the key that you trust is of {anchor.name[:80]}")
+        if log and anchor is not None and anchor.name not in (log, *self._imported) and self._everything:
+            self.bad(0, "", f"this is the log {log[:80]}, and the key that you trust is of {anchor.name[:80]}")
 
     def _checkpoints(self, end: int | None) -> list[tuple[Note, Checkpoint]]:
         """Those that say something of these events.
@@ -317,7 +314,7 @@ class Verification:
                 continue
             log, _, number = point.origin.rpartition("/")
             if not self._ours(log, point.size):
-                if self.report.first == 1:
+                if self._everything:
                     self.bad(0, "", f"a checkpoint of another log is among its own: {point.origin[:80]}")
                 continue
             self.report.checkpoints += note.text not in seen

@@ -17,10 +17,12 @@ from engine.record.exporting import ExportFile, export
 from engine.record.importing import take_in
 from engine.record.proving import Prover
 from engine.record.sealing import seal_now
+from engine.record.sources import site_source
 from engine.record.verify import Verification
 from engine.site import Site
 from events.errors import RecordDamaged
 from events.read import count, last_position, read_job
+from events.signing import Keys
 from tests.histories import body
 from tests.record.rig import ALICE, born, feed, feed_site, run, verified
 from tests.support import new_call, opened
@@ -63,6 +65,11 @@ def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_pat
         again = verified(other)
         assert again.last == made.events + 2
         assert again.signed == again.last
+        part = Verification(site_source(other), last=5).run()
+        assert (part.verdict, part.problems) == ("SITE-SIGNED", [])
+        for key in (Keys(site.workspace.seal).newest, Keys(other.workspace.seal).newest):
+            known = Verification(site_source(other, anchor=key)).run()
+            assert (known.verdict, known.problems) == ("SITE-SIGNED", [])
     finally:
         other.close()
 
