@@ -18,7 +18,7 @@ from engine.errors import ArgumentInvalid, Unverifiable
 from engine.exits import Exit
 from engine.files import new_file
 from engine.ids import new_call_id
-from engine.readmodels.moments import moment
+from engine.readmodels.moments import moment, time_of
 from engine.record.bundling import bundle as write_bundle
 from engine.record.exporting import ExportFile
 from engine.record.exporting import export as write_export
@@ -258,7 +258,7 @@ def prove(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; else it is printed.")] = None,
 ) -> int:
     """Write a proof that an event was in the log, which needs nothing of ours to be verified."""
-    kind, position = moment(event)
+    kind, position = moment(event, "EVENT")
     if kind != "position":
         raise ArgumentInvalid(f"EVENT is {event[:80]!r}", "a position, as events print it", field="EVENT")
     site = opened()
@@ -310,7 +310,9 @@ def export(
     """Write the history to a file that can be verified and imported anywhere."""
     site = opened()
     try:
-        made = write_export(site, file, style=format_, job=job, since=_time(since))
+        made = write_export(
+            site, file, style=format_, job=job, since=time_of(since, "--since") if since is not None else None
+        )
         note(site, made)
     except FileExistsError as error:
         raise taken(file) from error
@@ -320,15 +322,6 @@ def export(
     if made.keys:
         err.print(f"It can be read: the keys of {made.keys} jobs' personal fields are in it. Keep it accordingly.")
     return 0
-
-
-def _time(given: str | None) -> int | None:
-    if given is None:
-        return None
-    kind, when = moment(given)
-    if kind != "time":
-        raise ArgumentInvalid(f"--since is {given[:80]!r}", "a time, 2026-11-24T03:00:00Z", field="--since")
-    return int(when.partition("-")[0])
 
 
 def import_(

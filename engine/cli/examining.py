@@ -13,7 +13,7 @@ from engine.cli.output import Format, fields, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.exits import Exit
 from engine.ids import new_call_id
-from engine.readmodels.moments import moment
+from engine.readmodels.moments import moment, time_of
 from engine.record.erasing import erase as forget
 from engine.record.erasing import foresee
 from engine.record.erasing import hold as set_hold
@@ -123,7 +123,7 @@ def review(
     note_: Annotated[str, typer.Option("--note", help="What you found.")] = "",
 ) -> int:
     """Put on the record that you have looked at the history, and what you found."""
-    if not until or moment(until)[0] != "position":
+    if not until or moment(until, "--until")[0] != "position":
         raise ArgumentInvalid(
             f"--until is {until[:80]!r}", "a position, as flightlog events prints it", field="--until"
         )
@@ -149,8 +149,8 @@ def report(
     if not from_:
         raise ArgumentInvalid("--from is missing", "flightlog report --from 2026-11-01", field="--from")
     with reading() as (jobs, _):
-        first = _ms(from_, "--from")
-        last = _ms(to, "--to") if to else jobs.store.now_ms()
+        first = time_of(from_, "--from")
+        last = time_of(to, "--to") if to else jobs.store.now_ms()
         if last < first:
             raise ArgumentInvalid(f"--to is before --from ({iso(last)})", "a later time", field="--to")
         told = period(jobs, first, last, actor)
@@ -170,13 +170,6 @@ def report(
         facts = "  ".join(f"{k}={v}" for k, v in one["facts"].items() if v not in (None, [], {}, ""))
         out.print(f"  [dim]{one['time']}[/] {one['type']} by {text(one['by'])}: {text(facts)[:160]}")
     return 0
-
-
-def _ms(given: str, name: str) -> int:
-    kind, when = moment(given)
-    if kind != "time":
-        raise ArgumentInvalid(f"{name} is {given[:80]!r}", "a time, 2026-11-24T03:00:00Z", field=name)
-    return int(when.partition("-")[0])
 
 
 def erase(

@@ -146,8 +146,20 @@ def _order(position: str) -> tuple[int, int]:
     return int(ms), int(seq) if seq else 2**63
 
 
-def moment(given: str) -> tuple[str, str]:
+def time_of(given: str, field: str) -> int:
+    """A time as milliseconds; raises ``ArgumentInvalid`` for what is none."""
+    kind, when = moment(given, field)
+    if kind != "time":
+        raise ArgumentInvalid(f"{field} is {given[:80]!r}", "a time, 2026-11-24T03:00:00Z", field=field)
+    return int(when.partition("-")[0])
+
+
+def moment(given: str, field: str = "at") -> tuple[str, str]:
     """What ``at`` says: ``("version", n)``, ``("position", p)`` or ``("time", "<ms>-")``.
+
+    Args:
+        given: what was said.
+        field: where; an error names it.
 
     Raises:
         ArgumentInvalid: it is none of them.
@@ -163,8 +175,8 @@ def moment(given: str) -> tuple[str, str]:
         at = max(0, int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000))
     except (ValueError, OverflowError):
         raise ArgumentInvalid(
-            f"at is {text[:80]!r}",
+            f"{field} is {text[:80]!r}",
             "a version (17), a position (1795531521766-6) or a time (2026-11-24T03:00:00Z)",
-            field="at",
+            field=field,
         ) from None
     return "time", f"{at}-"
