@@ -465,12 +465,15 @@ def end(value: Spec) -> None:
 
 
 def read(name: str) -> Spec:
-    """A JSON object from a file; empty where there is no file."""
+    """A JSON object from a file; empty where there is none. A pipe in its place would keep us waiting for ever."""
     try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
+    with open(fd, encoding="utf-8") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return {}
+        text = file.read()
     import json  # not on the way to a launch
 
     value: Spec = json.loads(text)

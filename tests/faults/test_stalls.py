@@ -15,6 +15,7 @@ from engine.overview import caretaker_seen
 from engine.owner import owner_of
 from tests.faults.rig import Rig, one
 from tests.support import SITE, kill, processes_with, until
+from workers import keeper
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
@@ -169,3 +170,8 @@ def test_L7_a_log_with_a_gap_or_a_double_is_found(rig: Rig) -> None:
         with pytest.raises(RecordDamaged, match="gap or a double"):
             statuses(jobs.store)
     kill(rig.up.pid if rig.up else 0)
+
+
+def test_a_pipe_in_place_of_what_a_keeper_reads_is_nothing_to_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "abort")
+    assert keeper.read(str(tmp_path / "abort")) == {}
