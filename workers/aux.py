@@ -22,6 +22,7 @@ from events.errors import LogUnavailable
 from workers.closing import close_all
 
 RENEW_AFTER = 50  # sends one by one, until the lease on the lane is renewed
+CUT_OFF = "its send was cut off"  # its worker died, stalled, or met a fabric that was away
 SLICE = 0.003  # seconds of a wait during which other lanes are not looked at
 
 
@@ -120,10 +121,11 @@ class Drain:
         )
 
     def _again(self, step: Step) -> list[str]:
-        """Sends that an owner before had begun: nobody knows whether they arrived.
+        """Sends that an owner before had begun and did not end: nobody knows whether they arrived.
 
         They are sent again only where the receiver takes a message once, one by one, so that a message that
-        ends its worker takes no other with it.
+        ends its worker takes no other with it. A fabric that knows no such receiver is a new one, which has no
+        message to deliver either, and says that.
         """
         once = self.fabric.deduplicates(self.target)
         through: list[str] = []
@@ -134,19 +136,19 @@ class Drain:
             if waiting.deadline is None:
                 through.append(waiting.id)
                 continue
-            if not once:
-                outcome = _unknown(waiting, "its worker died, and the receiver cannot tell a second delivery")
+            if once is False:
+                outcome = _unknown(waiting, f"{CUT_OFF}, and the receiver cannot tell a second delivery")
             elif waiting.attempts >= waiting.max:
                 outcome = _unknown(waiting, f"{waiting.attempts} sends were begun, and none came to its end")
             elif waiting.deadline <= step.now:
-                outcome = _unknown(waiting, "its worker died, and its time is over")
+                outcome = _unknown(waiting, f"{CUT_OFF}, and its time is over")
             if outcome is None:
                 self._begin([waiting.id], 0, [])
                 passing("send-started")
                 (word,) = self.fabric.deliver(self.target, [waiting.id], self.site.settings.inbox_max)
                 passing("send-delivered")
                 if word != "OK":
-                    outcome = _unknown(waiting, f"its worker died, and then {REFUSED[word][1]}")
+                    outcome = _unknown(waiting, f"{CUT_OFF}, and then {REFUSED[word][1]}")
                 elif not waiting.reply:
                     outcome = AuxSent(id=waiting.id)
             if outcome is not None:

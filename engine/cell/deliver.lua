@@ -10,12 +10,12 @@ local known = up or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1
 local held = redis.call('XLEN', KEYS[3])
 for i = 4, #ARGV do
   local id = ARGV[i]
-  if not known then
+  if redis.call('EXISTS', 'ff:' .. id) == 0 then
+    answer[#answer + 1] = 'LOST'  -- first: a fabric that was replaced has lost it, and has not met its receiver yet
+  elseif not known then
     answer[#answer + 1] = 'UNKNOWN'
   elseif not up then
     answer[#answer + 1] = 'DOWN'
-  elseif redis.call('EXISTS', 'ff:' .. id) == 0 then
-    answer[#answer + 1] = 'LOST'
   elseif held >= max then
     answer[#answer + 1] = 'FULL'
   else

@@ -204,9 +204,13 @@ class Fabric:
         with reachable():
             self.client.delete(answers_of(fqcn, token), *([up_of(fqcn)] if ours else []))
 
-    def deduplicates(self, fqcn: str) -> bool:
-        """Whether the cell at an address takes a message once, however often it is delivered."""
-        return bool(self.about(fqcn).get("once"))
+    def deduplicates(self, fqcn: str) -> bool | None:
+        """Whether the cell at an address takes a message once, however often it is delivered.
+
+        None where no cell of that address has ever said anything of itself.
+        """
+        about = self.about(fqcn)
+        return bool(about.get("once")) if about else None
 
     def close(self) -> None:
         """Let go of the connection."""

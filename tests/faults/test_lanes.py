@@ -172,6 +172,26 @@ def test_a_drain_that_finds_the_fabric_away_leaves_its_lane_to_the_next(bare: Cl
         assert set(server.handled.values()) == {1}
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_drain_that_meets_a_new_fabric_says_that_the_payload_is_lost(bare: ClientEngine, begun: bool) -> None:
+    """And says nothing of a receiver that this fabric has not met yet."""
+    fabric = Fabric(bare.site.servers.fabric_url)
+    fabric.announce("server", "its-token", {"once": True})
+    bare.aux_runner.send("topic", _request(), 0, bare.new_context())
+    if begun:
+        failing = Drain(bare.site, LANE)
+        failing.fabric = Fabric("unix:///nowhere")
+        with pytest.raises(LogUnavailable):
+            failing.run()
+    fabric.client.flushall()  # what a server that was killed comes back with
+    fabric.close()
+    Drain(bare.site, LANE).run()
+    (outcome,) = each_has_one_outcome(bare.site.jobs.store).values()
+    assert outcome.type == ("AuxOutcomeUnknown" if begun else "AuxFailed")
+    assert outcome.body.get("code", "PAYLOAD_LOST") == "PAYLOAD_LOST"
+    assert "its payload is gone" in outcome.body["why"]
+
+
 def test_L4_a_drain_that_repeats_many_sends_keeps_its_lane_while_it_does(
     bare: ClientEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,14 +166,14 @@ def test_a_fabric_that_dies_loses_payloads_and_says_so(rig: Rig) -> None:
         assert send(engine, number=0).get_return_code() == ReturnCode.OK
         rig.fault("send-started", "stop")
         sending = [
-            subprocess.Popen([sys.executable, "-c", ONE, str(rig.root), "8"], stdout=subprocess.PIPE)
+            subprocess.Popen([sys.executable, "-c", ONE, str(rig.root), "20"], stdout=subprocess.PIPE)
             for _ in range(2)
         ]
         rig.struck("send-started")
         rig.kill_server("fabric")
         time.sleep(0.5)
         rig.resume("send-started")
-        codes = {process.communicate(timeout=30)[0].decode().strip() for process in sending}
+        codes = {process.communicate(timeout=60)[0].decode().strip() for process in sending}
         # One that came late may have met the next fabric already.
         assert codes & {ReturnCode.COMMUNICATION_ERROR, ReturnCode.TIMEOUT}
         outcomes = each_has_one_outcome(engine.site.jobs.store)
