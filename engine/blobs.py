@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.archive import is_disk_full
 from engine.errors import ArgumentInvalid, BadArchive, DiskFull
-from engine.files import sync_folder
+from events.durable import sync_folder
 
 _PART = ".part-"  # a put under way
 

@@ -12,51 +12,79 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader, BufferedWriter
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
 from engine.errors import DiskFull
+from events.durable import replace, sync_folder
 
 log = logging.getLogger("flightlog.files")
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file so that it is there whole, on disk, or not at all.
+    """Write a file so that it is there whole, on disk, or as it was before.
 
     Raises:
         DiskFull: there is no room; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _room_for(path):
+        replace(path, data, mode)
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Turn "no space left" into the catalogue's error, which names the file."""
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        part.replace(path)
-        sync_folder(path.parent)
+        yield
     except OSError as error:
-        part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no room to write {path}", f"free some space on the disk of {path.parent}") from error
         raise
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BufferedWriter]:
-    """A file that is not there yet, for its owner alone; gone again where it cannot be finished.
+def new_file(path: Path) -> Iterator[BufferedRandom]:
+    """A file for its owner alone, which has no name until all is done that is done with it: then it is there, whole.
+
+    Whoever dies on the way leaves nothing; where a file system has no files without a name, a hidden one.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: there is one of that name. DiskFull: there is no room.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file, undone(path.unlink):
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    with _room_for(path), _nameless(path) as file:
         yield file
+        file.flush()
+        os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # With a folder's descriptor the kernel is asked to follow the link in /proc, and without one it is not.
+            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _nameless(path: Path) -> Iterator[BufferedRandom]:
+    try:
+        fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w+b") as file:
+                yield file
+        finally:
+            part.unlink()
+    else:
+        with os.fdopen(fd, "w+b") as file:
+            yield file
 
 
 @contextmanager
@@ -137,15 +165,6 @@ def open_within(root: Path, path: Path) -> BufferedReader:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(fd, "rb")
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's entries on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_tree(root: Path) -> None:

@@ -15,7 +15,7 @@ from engine.archive import Limits, unpack
 from engine.blobs import Blobs
 from engine.errors import DiskFull
 from engine.faults import passing
-from engine.files import sync_folder, sync_tree
+from engine.files import sync_tree
 from engine.fold import JobState
 from engine.lifecycle import State
 from engine.orders import sequence
@@ -23,6 +23,7 @@ from engine.site import Site
 from events.append import WorkRefused
 from events.bodies.base import Body
 from events.bodies.job import DeployFailed, DeploySucceeded
+from events.durable import sync_folder
 from events.errors import Fenced, FlightlogError, LogUnavailable
 from workers.claim import Claim
 

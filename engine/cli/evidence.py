@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -20,10 +19,12 @@ from engine.files import new_file
 from engine.ids import new_call_id
 from engine.readmodels.moments import moment, time_of
 from engine.record.bundling import bundle as write_bundle
+from engine.record.carried import verify_export
 from engine.record.exporting import ExportFile
 from engine.record.exporting import export as write_export
-from engine.record.findings import Report, Source
+from engine.record.findings import Report
 from engine.record.importing import take_in
+from engine.record.leaving import leaves
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
@@ -35,12 +36,8 @@ from engine.workspace import known_site
 from events.bodies.base import Body
 from events.bodies.record import Exported, Verified
 from events.envelope import Call
-from events.errors import RecordDamaged
-from events.merkle import included
 from events.note import Note, NoteInvalid, Verifier
 from events.read import at
-from events.seal import leaf_of
-from events.subjects import job_subject
 
 PANEL = "Evidence"
 
@@ -83,7 +80,7 @@ def verify(
     if export_ is not None:
         file = _export_file(export_)
         extra += _seen(witness or [], file.log)
-        report = _verify_export(file, anchor, trusted, extra)
+        report = verify_export(file, anchor, trusted, extra)
         _tell(report, str(export_))
         return _exit(report)
     site = opened()
@@ -109,71 +106,6 @@ def verify(
     finally:
         site.close()
     return _exit(report)
-
-
-def _verify_export(
-    file: ExportFile, anchor: Verifier | None, trusted: list[Verifier | None], extra: list[Note]
-) -> Report:
-    source = file.source(anchor=anchor, extra=extra)
-    if trusted:
-        source.witnesses = [one for one in trusted if one is not None]
-    if source.notes and not source.chain:
-        raise Unverifiable("the file names no key of the site", "it has been changed, or name one that you know")
-    if file.head["whole"]:
-        return Verification(source).run()
-    return _verify_part(file, source)
-
-
-def _verify_part(file: ExportFile, source: Source) -> Report:
-    """A part of a history: each event by its own proof, up to the checkpoint that came with it."""
-    if not source.notes:
-        raise Unverifiable("the file has no checkpoint", "have it made again")
-    signed, *others = source.notes
-    check = Verification(source)
-    report, point, keys = check.report, signed.checkpoint, check.keys()
-    report.first = 0
-    if point.origin.rpartition("/")[0] != file.log:
-        check.bad(0, "", f"its checkpoint is of another log: {point.origin[:80]}")
-    if not signed.signed_by([key for key in keys if key.name == file.log]):
-        check.bad(0, "", "its checkpoint is not signed with a key of the site")
-    for other in others:
-        if other.checkpoint.size == point.size and other.checkpoint.root != point.root:
-            check.bad(0, "", "its checkpoint is not the one that you have of this size")
-    versions: dict[str, int] = {}
-    job, since = file.head.get("job"), file.head.get("since")
-    try:
-        for event, proof in file.proofs():
-            before = versions.get(event.subject, event.version - 1 if since is not None or job is None else 0)
-            gap = job is None and report.last not in (0, event.seq - 1)
-            if event.seq <= report.last or gap or event.version != before + 1:
-                check.bad(event.seq, event.position, f"one is missing before it, or it comes twice: {event.subject}")
-            if job is not None and event.subject != job_subject(str(job)):
-                check.bad(
-                    event.seq, event.position, f"it is of {event.subject[:60]}, and the file says {job!r}"[:200]
-                )
-            versions[event.subject] = event.version
-            report.first = report.first or event.seq
-            report.last, report.events = event.seq, report.events + 1
-            if event.seq > point.size:
-                continue  # not signed yet when the file was made
-            steps = [_bytes(step) for step in proof or []]
-            if proof is None or not included(leaf_of(event), event.seq - 1, point.size, steps, point.root):
-                check.bad(event.seq, event.position, "it is not in the log that was signed, or was changed")
-            else:
-                report.signed = event.seq
-    except RecordDamaged as error:
-        check.bad(report.last + 1, "", error.what)
-    report.checkpoints = 1
-    if by := check.vouching(signed):
-        report.witnessed, report.witnessed_by = report.signed, by
-    return report
-
-
-def _bytes(step: str) -> bytes:
-    try:
-        return base64.b64decode(step, validate=True)
-    except ValueError:
-        return b""  # no hash: nothing is proven by it
 
 
 def _tell(report: Report, what: str) -> None:
@@ -272,9 +204,17 @@ def prove(
             proof = json.dumps(prover.proof(found[0]), indent=2, ensure_ascii=False) + "\n"
         finally:
             prover.close()
-        _write_new(output, proof) if output is not None else typer.echo(proof, nl=False)
         seq = found[0].seq
-        note(site, Exported(what="proof", first=seq, last=seq, events=1, sha256=_sha256(proof)))
+        made = Exported(what="proof", first=seq, last=seq, events=1, sha256=_sha256(proof))
+        if output is not None:
+            with new_file(output) as file:
+                file.write(proof.encode())
+                leaves(site, made)
+        else:
+            leaves(site, made)
+            typer.echo(proof, nl=False)
+    except FileExistsError as error:
+        raise taken(output or Path()) from error
     finally:
         site.close()
     if output is not None:
@@ -284,14 +224,6 @@ def prove(
 
 def _sha256(data: str) -> str:
     return hashlib.sha256(data.encode()).hexdigest()
-
-
-def _write_new(path: Path, data: str) -> None:
-    try:
-        with new_file(path) as file:
-            file.write(data.encode())
-    except FileExistsError as error:
-        raise taken(path) from error
 
 
 def taken(path: Path) -> ArgumentInvalid:
@@ -313,7 +245,6 @@ def export(
         made = write_export(
             site, file, style=format_, job=job, since=time_of(since, "--since") if since is not None else None
         )
-        note(site, made)
     except FileExistsError as error:
         raise taken(file) from error
     finally:
@@ -358,7 +289,6 @@ def bundle(
     path = output or Path(f"{job}.zip")
     try:
         made = write_bundle(site, job, path, with_log=with_log)
-        note(site, made)
     except FileExistsError as error:
         raise taken(path) from error
     finally:

@@ -11,7 +11,7 @@ import typer
 
 from engine.actors import current_actor
 from engine.cli.common import site_command, where
-from engine.cli.evidence import checkpoint_of, note, opened, taken
+from engine.cli.evidence import checkpoint_of, opened, taken
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.files import new_folder
@@ -52,7 +52,6 @@ def backup(
     site = opened()
     try:
         made = write_backup(site, file)
-        note(site, made)
     except FileExistsError as error:
         raise taken(file) from error
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from engine.files import new_file, write_json
 from engine.ids import check_site_name
 from engine.rebuild import rebuild_site
 from engine.record.importing import check_empty
+from engine.record.leaving import digest_of, leaves
 from engine.site import Site
 from engine.workspace import UNFINISHED, Workspace
 from events.bodies.base import Body
@@ -43,7 +43,7 @@ TAIL = "tail.tsv"
 
 
 def backup(site: Site, path: Path) -> Exported:
-    """Write a backup while the site works; what is in it.
+    """Write a backup while the site works; what is in it, and recorded.
 
     It holds the site's private key and the keys of personal fields: keep it as you keep those.
     Apps, run folders and output are not in it.
@@ -71,20 +71,19 @@ def backup(site: Site, path: Path) -> Exported:
         "last": last,
         "archived": tail[0].seq - 1,
     }
-    with (
-        new_file(path) as file,
-        zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file, closefd=False) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as tar,
-    ):
-        _add(tar, "backup.json", json.dumps(head).encode())
-        _add(tar, TAIL, b"".join(line_of(event) for event in tail))
-        for part, early in parts.items():
-            data = _bytes(part) if part.suffix == ".zst" else early
-            if data is not None:
-                _add(tar, str(part.relative_to(root)), data)
-    with path.open("rb") as made:
-        digest = hashlib.file_digest(made, "sha256").hexdigest()
-    return Exported(what="backup", first=1, last=last, events=last, sha256=digest)
+    with new_file(path) as file:
+        with (
+            zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file, closefd=False) as packed,
+            tarfile.open(fileobj=packed, mode="w|") as tar,
+        ):
+            _add(tar, "backup.json", json.dumps(head).encode())
+            _add(tar, TAIL, b"".join(line_of(event) for event in tail))
+            for part, early in parts.items():
+                data = _bytes(part) if part.suffix == ".zst" else early
+                if data is not None:
+                    _add(tar, str(part.relative_to(root)), data)
+        made = Exported(what="backup", first=1, last=last, events=last, sha256=digest_of(file))
+        return leaves(site, made)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from contextlib import closing
@@ -19,6 +18,7 @@ from engine.files import new_file, open_plain
 from engine.ids import check_job_id
 from engine.record.erasing import finish_left
 from engine.record.exporting import cloudevent
+from engine.record.leaving import digest_of, leaves
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
@@ -31,7 +31,7 @@ VERIFIER = "flightlog_verify.py"
 
 
 def bundle(site: Site, job: str, path: Path, *, with_log: bool = False) -> Exported:
-    """Write a job's bundle; what was written.
+    """Write a job's bundle; what was written, and recorded.
 
     Args:
         site: opened.
@@ -48,54 +48,50 @@ def bundle(site: Site, job: str, path: Path, *, with_log: bool = False) -> Expor
     seal_now(site)
     finish_left(site, job)
     events = list(read_job(site.jobs.store, job))
-    with (
-        closing(Prover(site, events[-1].seq)) as prover,
-        new_file(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        source = f"/{log_name(site.workspace)}"
-        lines = [json.dumps(cloudevent(event, source), ensure_ascii=False) + "\n" for event in events]
-        archive.writestr("events.jsonl", "".join(lines))
-        archive.writestr("proofs.jsonl", "".join(prover.lines(events)))
-        note = prover.note_for(events[-1].seq)
-        archive.writestr("checkpoint.txt", str(note))
-        archive.writestr("keys.txt", "".join(f"{line}\n" for line in prover.chain))
-        archive.writestr(VERIFIER, (files("engine.record") / VERIFIER).read_text("utf-8"))
-        deployed = [event for event in events if event.type == "DeployRequested"]
-        signers = deployed[-1].body["signers"] if deployed else []
-        manifest = {
-            "site": site.name,
-            "log": log_name(site.workspace),
-            "job": job,
-            "events": len(events),
-            "app": loaded.state.get("app") or loaded.state.get("next_app") or None,
-            "app_sha256": loaded.state.get("sha256") or None,
-            "signers": signers,
-            "with_log": with_log,
-        }
-        archive.writestr("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
-        page = _TEMPLATE.render(
-            **manifest | {"events": [event.as_dict() for event in events]},
-            shown=present.job(job, loaded),
-            story=list(story(events)),
-            checkpoint=str(note),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            release=version("flightlog"),
+    with closing(Prover(site, events[-1].seq)) as prover, new_file(path) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            source = f"/{log_name(site.workspace)}"
+            lines = [json.dumps(cloudevent(event, source), ensure_ascii=False) + "\n" for event in events]
+            archive.writestr("events.jsonl", "".join(lines))
+            archive.writestr("proofs.jsonl", "".join(prover.lines(events)))
+            note = prover.note_for(events[-1].seq)
+            archive.writestr("checkpoint.txt", str(note))
+            archive.writestr("keys.txt", "".join(f"{line}\n" for line in prover.chain))
+            archive.writestr(VERIFIER, (files("engine.record") / VERIFIER).read_text("utf-8"))
+            deployed = [event for event in events if event.type == "DeployRequested"]
+            signers = deployed[-1].body["signers"] if deployed else []
+            manifest = {
+                "site": site.name,
+                "log": log_name(site.workspace),
+                "job": job,
+                "events": len(events),
+                "app": loaded.state.get("app") or loaded.state.get("next_app") or None,
+                "app_sha256": loaded.state.get("sha256") or None,
+                "signers": signers,
+                "with_log": with_log,
+            }
+            archive.writestr("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+            page = _TEMPLATE.render(
+                **manifest | {"events": [event.as_dict() for event in events]},
+                shown=present.job(job, loaded),
+                story=list(story(events)),
+                checkpoint=str(note),
+                made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                release=version("flightlog"),
+            )
+            archive.writestr("index.html", page)
+            if with_log:
+                _logs(site, job, archive)
+        made = Exported(
+            what="bundle",
+            job=job,
+            first=events[0].seq,
+            last=events[-1].seq,
+            events=len(events),
+            sha256=digest_of(file),
+            with_log=with_log,
         )
-        archive.writestr("index.html", page)
-        if with_log:
-            _logs(site, job, archive)
-    with path.open("rb") as made:
-        digest = hashlib.file_digest(made, "sha256").hexdigest()
-    return Exported(
-        what="bundle",
-        job=job,
-        first=events[0].seq,
-        last=events[-1].seq,
-        events=len(events),
-        sha256=digest,
-        with_log=with_log,
-    )
+        return leaves(site, made)
 
 
 def _logs(site: Site, job: str, archive: zipfile.ZipFile) -> None:

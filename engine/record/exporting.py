@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from engine.files import new_file
 from engine.ids import check_job_id
 from engine.record.erasing import finish_left
 from engine.record.findings import Source
+from engine.record.leaving import leaves
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
@@ -73,7 +73,7 @@ def cloudevent(event: Event, source: str, proof: list[str] | None = None) -> dic
 def export(
     site: Site, path: Path, *, style: Style = "cloudevents", job: str | None = None, since: int | None = None
 ) -> Exported:
-    """Write a history, or a part of it, to a file; what was written.
+    """Write a history, or a part of it, to a file; what was written, and recorded.
 
     Args:
         site: opened.
@@ -97,15 +97,16 @@ def export(
     lines = _rows(events, tally) if style == "csv" else _lines(site, events, tally, upto, whole=whole)
     with new_file(path) as file:
         digest = _write(file, lines, pack=style == "cloudevents" and path.suffix != ".jsonl")
-    return Exported(
-        what=style,
-        job=job,
-        first=tally.first,
-        last=tally.last,
-        events=tally.events,
-        sha256=digest,
-        keys=tally.keys,
-    )
+        made = Exported(
+            what=style,
+            job=job,
+            first=tally.first,
+            last=tally.last,
+            events=tally.events,
+            sha256=digest,
+            keys=tally.keys,
+        )
+        return leaves(site, made)
 
 
 @dataclass
@@ -217,8 +218,6 @@ def _write(file: IO[bytes], lines: Iterable[str], *, pack: bool) -> str:
     else:
         for line in lines:
             out.write(line.encode("utf-8", "replace"))
-    file.flush()
-    os.fsync(file.fileno())
     return digest.hexdigest()
 
 

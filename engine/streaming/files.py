@@ -20,7 +20,7 @@ from engine.aux.codes import WHY
 from engine.constants import ReturnCode
 from engine.context import FLContext
 from engine.errors import ArgumentInvalid
-from engine.files import open_plain, read_json, sync_folder, write_json
+from engine.files import open_plain, read_json, write_json
 from engine.shareable import Shareable, make_reply
 from engine.streaming.spec import (
     ConsumerFactory,
@@ -29,6 +29,7 @@ from engine.streaming.spec import (
     StreamContext,
     StreamContextKey,
 )
+from events.durable import sync_folder
 
 CHANNEL: Final = "flightlog.files"
 TOPIC: Final = "file"

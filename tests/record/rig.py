@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.histories import body
 from tests.support import SITE, in_state, make_app, new_call
 
 ALICE = Actor(id="alice.liddell@ward-7.example", kind="person", auth="token", claimed="Doctor Liddell")
+VERIFIER = Path(__file__).parents[2] / "engine" / "record" / "flightlog_verify.py"
 SECRETS = ("alice.liddell", "Doctor Liddell", "tumour of Mr Hatter", "ward-7-notes")
 
 
@@ -92,3 +95,21 @@ def everything(site: Site) -> str:
         if path.is_file() and not path.is_symlink() and "jobs" not in path.relative_to(site.workspace.flight).parts:
             kept.append(path.read_bytes().decode("utf-8", "replace"))
     return "\n".join(kept)
+
+
+def standalone(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """The one-file verifier, by itself."""
+    return subprocess.run(
+        [sys.executable, "-I", str(VERIFIER), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def parts(bundle: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the one-file verifier reads in a bundle."""
+    with zipfile.ZipFile(bundle) as archive:
+        names = ("proofs.jsonl", "events.jsonl")
+        return {name: [json.loads(line) for line in archive.read(name).decode().splitlines()] for name in names}

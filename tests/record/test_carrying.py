@@ -24,18 +24,10 @@ from events.errors import RecordDamaged
 from events.read import count, last_position, read_job
 from events.signing import Keys
 from tests.histories import body
-from tests.record.rig import ALICE, born, feed, feed_site, run, verified
+from tests.record.rig import ALICE, born, feed, feed_site, run, standalone, verified
 from tests.support import new_call, opened
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
-
-VERIFIER = Path(__file__).parents[2] / "engine" / "record" / "flightlog_verify.py"
-
-
-def _standalone(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-I", str(VERIFIER), *words], capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_path: Path) -> None:
@@ -115,16 +107,16 @@ def test_a_proof_and_a_bundle_are_verified_with_nothing_of_ours(workspace: Path,
         prover.close()
         path = tmp_path / "proof.json"
         path.write_text(json.dumps(proof))
-        assert _standalone(str(path)).returncode == 0
-        assert _standalone(str(path), "--key", proof["keys"][0].split()[0]).returncode == 0
+        assert standalone(str(path)).returncode == 0
+        assert standalone(str(path), "--key", proof["keys"][0].split()[0]).returncode == 0
         for name, value in (("type", "AppFailed"), ("subject", "job/other"), ("version", 99), ("d", "{}")):
             path.write_text(json.dumps({**proof, "event": {**proof["event"], name: value}}))
-            said = _standalone(str(path))
+            said = standalone(str(path))
             assert (said.returncode, "was changed" in said.stdout) == (7, True)
         path.write_text("{}")
-        assert _standalone(str(path)).returncode == 8
+        assert standalone(str(path)).returncode == 8
         bundle(site, "job-1", tmp_path / "job-1.zip")
-        said = _standalone(str(tmp_path / "job-1.zip"))
+        said = standalone(str(tmp_path / "job-1.zip"))
         assert said.returncode == 0, said
         assert f"SITE-SIGNED: {site.jobs.load('job-1').version} events verify" in said.stdout
         with zipfile.ZipFile(tmp_path / "job-1.zip") as archive:
@@ -144,27 +136,27 @@ def test_a_proof_and_a_bundle_are_verified_with_nothing_of_ours(workspace: Path,
         assert told.returncode == 0, told
         shown = (inside / "events.jsonl").read_text()
         (inside / "events.jsonl").write_text(shown.replace('"exit_code": 0', '"exit_code": 1'))
-        said = _standalone(str(inside))
+        said = standalone(str(inside))
         assert (said.returncode, "is shown otherwise than it is stored" in said.stdout) == (7, True)
         (inside / "events.jsonl").write_text(shown)
-        assert _standalone(str(inside)).returncode == 0
+        assert standalone(str(inside)).returncode == 0
         lines = (inside / "proofs.jsonl").read_text().replace('"type": "AppFinished"', '"type": "AppAborted"')
         (inside / "proofs.jsonl").write_text(lines)
-        assert _standalone(str(inside)).returncode == 7
+        assert standalone(str(inside)).returncode == 7
         bundle(site, "job-1", tmp_path / "with.zip", with_log=True)
         assert b"secret-output" in zipfile.ZipFile(tmp_path / "with.zip").read("log-1.txt")
 
 
 @pytest.mark.parametrize("how", ["noproof", "badproof", "shown", "drop", "double", "cut", "whole"])
 def test_a_part_that_was_changed_is_found(site: Site, tmp_path: Path, how: str) -> None:
-    from engine.cli.evidence import _verify_export
+    from engine.record.carried import verify_export
 
     born(site, "job-1")
     feed(site, 60)
     seal_now(site)
     made = tmp_path / "part.jsonl"
     export(site, made, job="job-1") if how != "whole" else export(site, made)
-    assert _verify_export(ExportFile(made), None, [], []).problems == []
+    assert verify_export(ExportFile(made)).problems == []
     lines = made.read_text().splitlines(keepends=True)
     at = [i for i, line in enumerate(lines) if "flightlogdata" in line]
     event = json.loads(lines[at[2]])
@@ -190,7 +182,7 @@ def test_a_part_that_was_changed_is_found(site: Site, tmp_path: Path, how: str) 
         lines[0] = lines[0].replace('"whole":true', '"whole":false')
     made.write_text("".join(lines))
     try:
-        report = _verify_export(ExportFile(made), None, [], [])
+        report = verify_export(ExportFile(made))
     except ExportInvalid:
         assert how == "cut"
         return
@@ -220,7 +212,7 @@ def test_the_one_file_verifier_finds_what_was_changed(site: Site, tmp_path: Path
     folder = tmp_path / "b"
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         archive.extractall(folder)
-    assert _standalone(str(folder)).returncode == 0
+    assert standalone(str(folder)).returncode == 0
     shown, proofs = ((folder / name).read_text().splitlines() for name in ("events.jsonl", "proofs.jsonl"))
     where, expected = folder, 7
     if how in ("drop", "double"):
@@ -248,10 +240,10 @@ def test_the_one_file_verifier_finds_what_was_changed(site: Site, tmp_path: Path
         expected = 0
     (folder / "events.jsonl").write_text("\n".join(shown) + "\n")
     (folder / "proofs.jsonl").write_text("\n".join(proofs) + "\n")
-    said = _standalone(str(where))
+    said = standalone(str(where))
     assert said.returncode == expected, said
     assert "WITNESSED" not in said.stdout
-    assert _standalone(str(folder), "--key").returncode == 2
+    assert standalone(str(folder), "--key").returncode == 2
 
 
 def test_an_export_is_in_order_though_the_sealer_signs_on_while_it_is_written(
