@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import stat
 import time
@@ -20,6 +21,9 @@ from engine.errors import DiskFull
 from events.durable import replace, sync_folder
 
 log = logging.getLogger("flightlog.files")
+
+#: What a file system says that has no files without a name, or no second names.
+_NOT_HERE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EPERM, errno.ENOSYS))
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -53,38 +57,49 @@ def new_file(path: Path) -> Iterator[BufferedRandom]:
     Raises:
         FileExistsError: there is one of that name. DiskFull: there is no room.
     """
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    with _room_for(path), _nameless(path) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # With a folder's descriptor the kernel is asked to follow the link in /proc, and without one it is not.
-            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextmanager
-def _nameless(path: Path) -> Iterator[BufferedRandom]:
+    _check_free(path)
     try:
         fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        hidden = None
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+        if error.errno not in _NOT_HERE:
             raise
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with _room_for(path), os.fdopen(fd, "w+b") as file:
         try:
-            with os.fdopen(fd, "w+b") as file:
-                yield file
-        finally:
-            part.unlink()
-    else:
-        with os.fdopen(fd, "w+b") as file:
             yield file
+            sync(file)
+            _name(fd, hidden, path)
+        finally:
+            if hidden is not None:
+                hidden.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _name(fd: int, hidden: Path | None, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # With a folder's descriptor the kernel is asked to follow the link in /proc, and without one it is not.
+        os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder)
+    except OSError as error:
+        if hidden is None or error.errno not in _NOT_HERE:
+            raise
+        _check_free(path)  # without links it can only be renamed
+        hidden.rename(path)
+    finally:
+        os.close(folder)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def sync(file: BufferedRandom) -> None:
+    """Put what was written into a file on disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

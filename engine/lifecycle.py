@@ -190,6 +190,8 @@ def compiled_events() -> dict[str, dict[str, str]]:
     }
 
 
+#: The first event of an epoch says why it began.
+OPENS_EPOCH = frozenset(("HistoryLost", "BackupRestored", "Imported"))
 #: What is done with the record itself: whoever examines it sees these first.
 OF_THE_RECORD = frozenset(
     (

@@ -12,6 +12,7 @@
 --         K work token worker until_in_ms max                claim work, or hold on to it
 --         P lane id                push an id into a lane's outbox
 --         T lane token count       take the first ids out of it, if the lane is the token's
+--         E                        a new epoch begins with these events
 --         M lane id token worker   a send of message id (work aux_<id>) begins, where that is still open
 --       A value or score may be \1m<i>[+<ms>] or \1p<i>: milliseconds or position of event i; \1= marks text.
 -- RETURNS  {OK, ms, seq of the first, then subject, version, revision of each subject, then RING where
@@ -143,6 +144,9 @@ while at <= #ARGV do
     if op == 'T' and call('HGET', lane, 'token') ~= ARGV[at + 2] then return {'FENCED', ARGV[at + 1]} end
     ops[#ops + 1] = at
     at = at + (op == 'P' and 3 or 4)
+  elseif op == 'E' then
+    epoch = number(tonumber(epoch) + 1)
+    at = at + 1
   elseif op == 'M' then
     local work, fly = prefix .. 'work:aux_' .. ARGV[at + 2], prefix .. 'fly:' .. ARGV[at + 1]
     local attempts = look('HGET', work, 'attempts')
@@ -293,6 +297,10 @@ end
 if open_count ~= before_ops or fresh then
   head_fields[#head_fields + 1] = '@open'
   head_fields[#head_fields + 1] = number(open_count)
+end
+if epoch ~= ARGV[2] then
+  head_fields[#head_fields + 1] = '@epoch'
+  head_fields[#head_fields + 1] = epoch
 end
 if fresh then
   for _, field in ipairs({'@epoch', epoch, '@format', '1'}) do head_fields[#head_fields + 1] = field end

@@ -28,6 +28,8 @@ class Ops:
     def __init__(self) -> None:
         self.args: list[str | int] = []
         self.opens = False
+        #: A new epoch begins with the events.
+        self.epoch = False
         #: It must have room, where memory is short too: it ends something, or is about an end.
         self.urgent = False
 
@@ -73,6 +75,12 @@ class Ops:
         """Claim work, or hold on to it with the same token, until ``until`` (ms, record's clock)."""
         self.urgent = True
         self.args += ["K", work, token, worker, until, attempts]
+        return self
+
+    def begin_epoch(self) -> Ops:
+        """Let a new epoch begin with the events; who writes in the one before is told by the next append."""
+        self.epoch = self.urgent = True
+        self.args += ["E"]
         return self
 
     def push(self, lane: str, message: str) -> Ops:
@@ -266,6 +274,7 @@ class Log:
     ) -> list[str | int]:
         store = self.store
         actor = call.actor.model_dump_json(exclude_none=True)
+        epoch = store.epoch + (ops is not None and ops.epoch)
         life = 0 if ops is not None and ops.opens else REMEMBERED
         args: list[str | int] = [
             store.keys.prefix,
@@ -287,7 +296,7 @@ class Log:
                     call,
                     event.actor.model_dump_json(exclude_none=True) if event.actor else actor,
                     body,
-                    store.epoch,
+                    epoch,
                     event.cause,
                     event.correlation,
                 ),

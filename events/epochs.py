@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from events.append import Log, NewEvent
+from events.append import Log, NewEvent, Ops
 from events.bodies.base import Body
 from events.envelope import Call
 from events.store import Store, translated
@@ -12,17 +12,14 @@ from events.subjects import SITE
 
 
 def open_epoch(store: Store, call: Call, bodies: Sequence[Body]) -> int:
-    """Begin the next epoch with events that say why; its number.
+    """Begin the next epoch with events that say why, in one step; its number.
 
     Writers of the epoch before are told the new one by their next append.
     """
-    store.ensure_safe()
+    Log(store).append(call, [NewEvent(SITE, body) for body in bodies], Ops().begin_epoch())
     with translated():
-        epoch = int(store.client.hget(store.keys.heads, "@epoch") or 1) + 1
-        store.client.hset(store.keys.heads, "@epoch", str(epoch))
-    store.epoch = epoch
-    Log(store).append(call, [NewEvent(SITE, body) for body in bodies])
-    return epoch
+        store.epoch = int(store.client.hget(store.keys.heads, "@epoch") or 1)
+    return store.epoch
 
 
 def put_events(store: Store, events: Sequence[tuple[str, str, str, int, str]]) -> None:

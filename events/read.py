@@ -57,7 +57,15 @@ def read_twice(store: Store, *, after: str = "0-0") -> Iterator[Event]:
     copies = archive.read(cursor)
     end = archive.end
     for event in read(Store(store.client, store.site, vault=store.vault), after=cursor):
+        if event.seq > order(cursor)[1] + 1:  # what lay between has been trimmed since: it is on disk alone
+            for moved in archive.read(cursor):
+                if moved.seq >= event.seq:
+                    break
+                yield moved
+                cursor = moved.position
+            copies, end = archive.read(cursor), archive.end
         yield event
+        cursor = event.position
         if event.seq <= end:
             copy = next(copies, None)
             if copy is None or (copy.position, copy.type, copy.subject, copy.version, copy.raw) != (

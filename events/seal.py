@@ -208,8 +208,10 @@ def latest(folder: Path) -> Note | None:
 
 def keep_note(folder: Path, note: Note) -> None:
     """Keep a checkpoint for ever, beside the last."""
-    with (folder / "notes").open("a") as file:
-        file.write(json.dumps(str(note)) + "\n")
+    with (folder / "notes").open("a+b") as file:
+        torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
+        # A crash, or a full disk, may have left half a line: what comes now is one of its own.
+        file.write(b"\n" * bool(torn) + json.dumps(str(note)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import MasterDownError, ReadOnlyError
 from redis.retry import Retry
 
 from events.errors import LogUnavailable, RecordDamaged, RecordFull
@@ -19,6 +20,10 @@ from events.vault import Vault
 
 #: Blocking reads end by themselves after this many milliseconds; below every socket timeout.
 BLOCK_MS = 4000
+
+#: A server that is there and cannot write: its disk is full, or it has become a replica.
+_TAKES_NO_WRITES = (ReadOnlyError, MasterDownError)
+_REFUSES = re.compile("MISCONF|NOREPLICAS|READONLY|MASTERDOWN")
 
 SafetyCheck = Callable[["redis.Redis"], None]
 
@@ -43,6 +48,14 @@ def connect(url: str, *, blocking: bool = False, attempts: int = 2) -> redis.Red
         retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.2), attempts),
     )
     return client
+
+
+def blocking(client: redis.Redis) -> redis.Redis:
+    """Another client to where one leads, for a follower."""
+    pool = client.connection_pool
+    more = {"socket_timeout": BLOCK_MS / 1000 + 6, "health_check_interval": 0}
+    again = redis.ConnectionPool(connection_class=pool.connection_class, **{**pool.connection_kwargs, **more})
+    return redis.Redis.from_pool(again)
 
 
 class Keys:
@@ -190,6 +203,10 @@ def translated() -> Iterator[None]:
         if re.match("OOM|command not allowed when used memory", str(error)):
             raise RecordFull(
                 "the record server is at its maxmemory", "raise maxmemory on the record server"
+            ) from error
+        if isinstance(error, _TAKES_NO_WRITES) or _REFUSES.match(str(error)):
+            raise LogUnavailable(
+                f"the record server takes no writes ({_first_line(error)})", "look at that server, and its disk"
             ) from error
         if "WRONGTYPE" in str(error):
             raise RecordDamaged(

@@ -13,15 +13,22 @@ from engine.files import FileLock
 from engine.jobs import Jobs
 from engine.readmodels.room import rooms
 from engine.record.custody import Custody, user_name
-from engine.record.erasing import finish_between, keep_retention
+from engine.record.erasing import finish_upto, keep_retention
 from engine.record.sealed import say
 from engine.record.sealing import sealer_of
-from engine.record.witnessing import Refused, submit, witnessed, witnesses
+from engine.record.witnessing import Refused, seen_by, submit, witnessed, witnesses
 from engine.site import Site
 from events.append import Ops
 from events.bodies.base import Body
-from events.bodies.record import CheckpointSigned, CheckpointWitnessed, RoomLow, SegmentWritten, WitnessRefused
-from events.errors import FlightlogError, HistoryBroken, RecordDamaged
+from events.bodies.record import (
+    CheckpointSigned,
+    CheckpointWitnessed,
+    Erased,
+    RoomLow,
+    SegmentWritten,
+    WitnessRefused,
+)
+from events.errors import FlightlogError
 from events.keep import to_disk, trim
 from events.note import Note
 from events.seal import keep_note
@@ -34,6 +41,7 @@ log = logging.getLogger("flightlog.sealer")
 RECORD_EVENTS, RECORD_SECONDS = 1_000, 60.0
 ENDS = frozenset(("AppFinished", "AppFailed", "AppAborted", "AppLost", "LaunchFailed", "LaunchExpired"))
 ROOM_EVERY = 2.0  # seconds
+PAUSE = 5.0  # seconds after what went wrong
 #: What says that there is no room lasts so long without being said again: a sealer that died refuses nothing.
 FULL_LASTS = 20.0
 _SAY_FULL = "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])"
@@ -55,8 +63,9 @@ class SealerDuty:
         self._recorded_size, self._recorded_at = 0, time.monotonic()
         self._witness_at, self._room_at = 0.0, 0.0
         self._due = False
+        self._erasures_due = True  # whoever sealed before may have died over them
         self._said: dict[str, str] = {}
-        self._witnessed: tuple[int, float] = witnessed(site.workspace)
+        self._witnessed: tuple[int, float] = (0, 0.0)
         self._refused = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -66,6 +75,9 @@ class SealerDuty:
         while not stop.is_set():
             broken = ""
             try:
+                if time.monotonic() - self._room_at > ROOM_EVERY:
+                    self._room_at = time.monotonic()
+                    self.room()  # first: there must be room left, whether anything can be sealed or not
                 if not begun:
                     self.sealer.begin()
                     self._recorded_size = self.sealer.size
@@ -74,33 +86,33 @@ class SealerDuty:
                     pass
             except FlightlogError as error:
                 broken = str(error)
-                if isinstance(error, (HistoryBroken, RecordDamaged)):
-                    begun = False  # disclosed by an epoch, it goes on
                 log.warning("%s", error)
             except OSError as error:
                 broken = f"{error.strerror}: {error.filename}"
                 log.exception("the disk does not take it")
+            if broken:
+                begun = False  # from the last checkpoint: a loss may be disclosed by then, and a tree be too long
             self._say(broken)
-            stop.wait(5.0 if broken else self.site.settings.seal_every)
+            stop.wait(PAUSE if broken else self.site.settings.seal_every)
         self.sealer.close()
 
     def once(self) -> bool:
         """One look; whether there is more to seal at once."""
-        since = self.sealer.position
         note = self.sealer.step()
+        self._erasures_due |= note is not None and Erased.name() in self.sealer.types
+        if self._erasures_due:
+            finish_upto(self.site, self.sealer.position)
+            self._erasures_due = False
         if note is not None:
-            if "Erased" in self.sealer.types:
-                finish_between(self.site, since, self.sealer.position)
             self._record(note)
         store, settings = self.jobs.store, self.site.settings
         to_disk(store, self.sealer.tree, self.sealer.size, size=settings.segment, written=self._written)
         # Where memory gets short, less stays in it: it is all on disk.
         trim(store, settings.keep // 10 if self._said.get("memory") else settings.keep)
-        if time.monotonic() - self._room_at > ROOM_EVERY:
-            self._room_at = time.monotonic()
-            self.room()
         if self._due or time.monotonic() - self._witness_at > settings.witness_every:
             self._witness()
+        if self.sealer.note is not None:
+            self._witnessed = witnessed(self.site.workspace, self.sealer.note.checkpoint.origin)
         return note is not None and note.checkpoint.size - self._recorded_size > RECORD_EVENTS
 
     def _record(self, note: Note) -> None:
@@ -122,8 +134,12 @@ class SealerDuty:
         )
 
     def _witness(self) -> None:
-        named, note = witnesses(self.site), self.sealer.note
-        if not named or note is None or note.checkpoint.size <= self._witnessed[0]:
+        note = self.sealer.note
+        if note is None:
+            return
+        point = note.checkpoint
+        named = [url for url in witnesses(self.site) if seen_by(self.site.workspace, url, point.origin) < point.size]
+        if not named:
             return  # and look again: a federation's witness is known once the site has joined
         self._witness_at, self._due = time.monotonic(), False
         refused = []
@@ -133,8 +149,7 @@ class SealerDuty:
             except Refused as error:
                 refused.append(f"{url}: {error}")
                 if self._refused != refused[-1]:
-                    size = note.checkpoint.size
-                    self._note("refused", WitnessRefused(size=size, url=url, why=str(error)[:300]))
+                    self._note("refused", WitnessRefused(size=point.size, url=url, why=str(error)[:300]))
                     self._refused = refused[-1]
                 log.error("the witness %s refuses this log: %s", url, error)
                 continue
@@ -142,12 +157,10 @@ class SealerDuty:
                 log.warning("%s", error)
                 continue
             keep_note(self.sealer.folder, cosigned)
-            checkpoint = note.checkpoint
             told = CheckpointWitnessed(
-                size=checkpoint.size, root=checkpoint.root.hex(), witness=str(witness), note=str(cosigned)
+                size=point.size, root=point.root.hex(), witness=str(witness), note=str(cosigned)
             )
             self._note("witnessed", told)
-            self._witnessed = checkpoint.size, time.time()
         if not refused:
             self._refused = ""
 

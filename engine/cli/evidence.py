@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from engine.actors import current_actor
 from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid, Unverifiable
 from engine.exits import Exit
 from engine.files import new_file
-from engine.ids import new_call_id
 from engine.readmodels.moments import moment, time_of
 from engine.record.bundling import bundle as write_bundle
 from engine.record.carried import verify_export
@@ -25,6 +23,7 @@ from engine.record.exporting import export as write_export
 from engine.record.findings import Report
 from engine.record.importing import take_in
 from engine.record.leaving import leaves
+from engine.record.noting import note
 from engine.record.proving import Prover
 from engine.record.sealed import log_name
 from engine.record.sealing import seal_now
@@ -33,9 +32,7 @@ from engine.record.verify import Verification
 from engine.record.witnessing import last_seen
 from engine.site import Site
 from engine.workspace import known_site
-from events.bodies.base import Body
-from events.bodies.record import Exported, Verified
-from events.envelope import Call
+from events.bodies.record import Exported
 from events.note import Note, NoteInvalid, Verifier
 from events.read import at
 
@@ -55,12 +52,6 @@ def opened() -> Site:
     """The site that the options name."""
     chosen = where()
     return Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
-
-
-def note(site: Site, body: Body) -> str:
-    """Record what this command did; the position."""
-    call = Call(call_id=new_call_id(), actor=current_actor())
-    return site.jobs.note(call, [body]).positions[0]
 
 
 def verify(
@@ -89,20 +80,12 @@ def verify(
         first, last = _sequence(from_, "--from") or 1, _sequence(to, "--to")
         if last is not None and last < first:
             raise ArgumentInvalid(f"--to is before --from ({last} < {first})", "a later position", field="--to")
-        source = site_source(site, first=first, extra=extra, anchor=anchor)
+        source = site_source(site, first=first, last=last, extra=extra, anchor=anchor)
         if trusted:  # those that you know, and no others
             source.witnesses = [one for one in trusted if one is not None]
         report = Verification(source, first=first, last=last).run()
         _tell(report, site.name)
-        found = Verified(
-            verdict=report.verdict,
-            first=report.first,
-            last=report.last,
-            problems=len(report.problems),
-            witnessed=report.witnessed,
-            signed=report.signed,
-        )
-        note(site, found)
+        note(site, report.found())
     finally:
         site.close()
     return _exit(report)
@@ -209,9 +192,9 @@ def prove(
         if output is not None:
             with new_file(output) as file:
                 file.write(proof.encode())
-                leaves(site, made)
+                leaves(site, file, made)
         else:
-            leaves(site, made)
+            leaves(site, None, made)
             typer.echo(proof, nl=False)
     except FileExistsError as error:
         raise taken(output or Path()) from error

@@ -8,7 +8,7 @@ import typer
 
 from engine.actors import current_actor
 from engine.cli.common import reading, site_command, where
-from engine.cli.evidence import note, opened
+from engine.cli.evidence import opened
 from engine.cli.output import Format, fields, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.exits import Exit
@@ -17,6 +17,7 @@ from engine.readmodels.moments import moment, time_of
 from engine.record.erasing import erase as forget
 from engine.record.erasing import foresee
 from engine.record.erasing import hold as set_hold
+from engine.record.noting import note
 from engine.record.replaying import Moment, Replay, check
 from engine.record.reporting import period
 from engine.why import said

@@ -461,10 +461,8 @@ def _meta(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         return _json(path.read_text("utf-8"), "--meta")
-    except OSError as error:
-        raise ArgumentInvalid(
-            f"--meta is {str(path)!r}: {error.strerror}", "name a JSON file", field="--meta"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentInvalid(f"--meta is {str(path)!r}: {error}", "name a JSON file", field="--meta") from error
 
 
 def _json(given: str, option: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable
 from itertools import islice
@@ -18,7 +19,7 @@ from events.bodies import BODIES
 from events.envelope import Event
 from events.follow import follow as follow_log
 from events.read import at, last_position, read, read_job
-from events.store import Store, connect
+from events.store import Store, blocking
 from events.subjects import job_of
 
 PANEL = "Record"
@@ -47,7 +48,7 @@ def events(
         return (
             (type_ is None or event.type == type_)
             and (reads or type_ is not None or event.type != "ReadsObserved")
-            and (job is None or job_of(event.subject) == job or event.type == "CallRefused")
+            and (job is None or job_of(event.subject) == job or _refused(event, job))
         )
 
     with reading() as (jobs, _):
@@ -69,8 +70,13 @@ def events(
     return 0
 
 
+def _refused(event: Event, job: str) -> bool:
+    """A call about a job that was refused before there was one: it is on the site's record."""
+    return event.type == "CallRefused" and event.body.get("job") == job
+
+
 def _follow(store: Store, after: str, wanted: Any) -> None:
-    client = connect(_url(store), blocking=True)
+    client = blocking(store.client)
     try:
         live = Store(client, store.site, vault=store.vault, archive=store.archive)
         for batch in follow_log(live, after, threading.Event()):
@@ -79,13 +85,6 @@ def _follow(store: Store, after: str, wanted: Any) -> None:
         return
     finally:
         client.close()
-
-
-def _url(store: Store) -> str:
-    kwargs = store.client.connection_pool.connection_kwargs
-    if "path" in kwargs:
-        return f"unix://{kwargs['path']}"
-    return where().record_url or f"redis://{kwargs['host']}:{kwargs['port']}/{kwargs.get('db', 0)}"
 
 
 def _print(found: Iterable[Event], live: bool) -> None:
@@ -131,8 +130,8 @@ def why(
 
 
 def _refusals(store: Store, job: str) -> Iterable[Event]:
-    """Calls about a job that never came to be: they are on the site's record, under the id that was given."""
-    return (event for event in read(store) if event.type == "CallRefused" and event.body.get("job") == job)
+    """Calls about a job that never came to be."""
+    return (event for event in read(store) if _refused(event, job))
 
 
 def tell_story(told: list[dict[str, str]]) -> None:
@@ -151,8 +150,7 @@ def _order(position: str) -> int:
 
 
 def _check_position(position: str) -> None:
-    ms, dash, seq = position.partition("-")
-    if not (dash and ms.isdigit() and seq.isdigit()):
+    if not re.fullmatch(r"\d{1,15}-\d{1,15}", position, re.ASCII):
         raise ArgumentInvalid(
             f"--after is {position[:80]!r}",
             "a position reads <ms>-<seq>, as events print it",

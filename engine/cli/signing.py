@@ -15,12 +15,13 @@ import typer
 
 from engine.actors import current_actor
 from engine.cli.common import site_command, where
-from engine.cli.evidence import note, opened
+from engine.cli.evidence import opened
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid, EngineDown
 from engine.files import FileLock
 from engine.ids import new_call_id
 from engine.record.custody import custody_of, user_name
+from engine.record.noting import note
 from engine.record.sealed import log_name, sealed
 from engine.record.sealing import seal_now
 from engine.record.serving import Serving

@@ -27,6 +27,8 @@ from engine.site import Site
 from engine.status.sockets import listen
 from engine.workspace import Workspace, known_site
 
+#: Set for the process that comes up in the background, and for nobody after it.
+DETACHED = "_FLIGHTLOG_DETACHED"
 PANEL = "Site"
 PAGE_PATIENCE = 10.0  # seconds
 
@@ -70,7 +72,7 @@ def up(
     _await_free(workspace, timeout)
     if known.api == "on" and "api_port" in known.model_fields_set:
         listen(known.api_host, known.api_port, exactly=True).close()  # whoever names a port is told at once
-    if detach:
+    if os.environ.pop(DETACHED, "") != "yes" and detach:
         return _detached(workspace, timeout)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -160,9 +162,11 @@ def _held(workspace: Workspace) -> EngineDown:
 
 def _detached(workspace: Workspace, timeout: float) -> int:
     command = [sys.executable, "-P", "-m", "engine.cli", *sys.argv[1:]]
-    command = [word for word in command if word not in ("--detach", "-d")]
+    env = {**os.environ, DETACHED: "yes"}  # however the option was written: what comes up does not detach again
     with (workspace.flight / "up.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
     until = time.monotonic() + timeout
     while time.monotonic() < until and process.poll() is None:
         owner = owner_of(workspace)

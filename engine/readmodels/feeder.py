@@ -89,8 +89,7 @@ class Feeder:
                 continue
             with contextlib.suppress(Stale):
                 cursor, models = self.begin(), Models(self.store)
-                source = Store(self.store.client, self.store.site, archive=self.store.archive)
-                events = read(source, after=cursor, upto=end)
+                events = read(self.site.as_stored(self.store), after=cursor, upto=end)
                 while self.lease.hold() and (batch := list(islice(events, BATCH))):
                     self.apply(models, batch, cursor)
                     cursor, fed = batch[-1].position, fed + len(batch)
@@ -98,8 +97,8 @@ class Feeder:
 
     def _feed(self, stop: threading.Event) -> None:
         cursor = self.begin()
-        follower = self.site.follower_store()
-        follower.vault = None  # rows are kept as the log has them: personal fields as tokens
+        # Rows are kept as the log has them: personal fields as tokens.
+        follower = self.site.as_stored(self.site.follower_store())
         models = Models(self.store)
 
         def lost(error: LogUnavailable) -> None:

@@ -11,7 +11,7 @@ import redis
 
 from engine.egress import Egress, counts
 from engine.fold import TABLE
-from engine.lifecycle import EVENTS, OF_THE_RECORD
+from engine.lifecycle import EVENTS, OF_THE_RECORD, OPENS_EPOCH
 from engine.messages import MessageRows
 from engine.readmodels.docs import Docs, Rows, Table
 from engine.readmodels.names import Names
@@ -157,21 +157,32 @@ class Acts:
     def __init__(self, names: Names) -> None:
         self._names = names
         self._new: list[str] = []
+        self._losses: list[str] = []
+        self._last: dict[str, str] = {}
 
     def take(self, event: Event, job: str | None) -> None:
         """See the next event."""
         if event.type in OF_THE_RECORD:
             self._new.append(event.position)
+            self._last[event.type] = event.position
+        if event.type in OPENS_EPOCH:
+            self._losses.append(event.position)
 
     def write(self, pipe: redis.client.Pipeline, store: Store) -> None:
         """Put what has changed into a transaction."""
         if self._new:
             pipe.rpush(self._names.record, *self._new)
             pipe.ltrim(self._names.record, -ACTS, -1)
+        for kind, position in self._last.items():
+            pipe.hset(self._names.last_acts, kind, position)
+        if self._losses:
+            pipe.rpush(self._names.losses, *self._losses)
 
     def written(self) -> None:
         """The transaction is over, one way or the other."""
         self._new.clear()
+        self._losses.clear()
+        self._last.clear()
 
 
 class Counts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from events.store import Store
 
 #: Raised whenever a model changes: what an older release kept is then written anew.
-FORMAT = "3"
+FORMAT = "4"
 
 
 class Names:
@@ -32,6 +32,16 @@ class Names:
     def record(self) -> str:
         """List: positions of the last events about the record itself."""
         return self.prefix + "record"
+
+    @property
+    def losses(self) -> str:
+        """List: positions of all events that disclose a loss, or begin an epoch."""
+        return self.prefix + "losses"
+
+    @property
+    def last_acts(self) -> str:
+        """Hash: type of an event about the record itself -> position of the last one."""
+        return self.prefix + "acts:last"
 
     @property
     def room(self) -> str:

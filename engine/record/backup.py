@@ -83,7 +83,7 @@ def backup(site: Site, path: Path) -> Exported:
                 if data is not None:
                     _add(tar, str(part.relative_to(root)), data)
         made = Exported(what="backup", first=1, last=last, events=last, sha256=digest_of(file))
-        return leaves(site, made)
+        return leaves(site, file, made)
 
 
 def _files(path: Path) -> Iterator[Path]:

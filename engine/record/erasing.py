@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from events.subjects import job_of
 from events.vault import MARK
 
 DAY_MS = 86_400_000
+PATIENCE = 10.0  # seconds for a job's lock
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,35 @@ def _alone(site: Site) -> AbstractContextManager[None]:
 
 
 def finish(site: Site, job: str, lives: int) -> None:
-    """Destroy what was recorded as erased; twice is once."""
-    if site.jobs.store.vault is not None:
-        site.jobs.store.vault.destroy(job, lives)
-    # What our own processes wrote down beside the record: specs, output, samples.
-    shutil.rmtree(site.workspace.job(job), ignore_errors=True)
+    """Destroy what was recorded as erased; twice is once, and what the job has done since stays."""
+    vault = site.jobs.store.vault
+    if vault is not None and 0 < lives <= len(vault.erased_of(job)):
+        return
+    folder = site.workspace.job(job)
+    if folder.exists():
+        with site.workspace.lock(job, PATIENCE):
+            state = site.jobs.load(job).state
+            now = str(state.get("attempt") or "") if state.state not in AT_REST else None
+            # What our own processes wrote down beside the record: specs, output, samples.
+            for one in folder.iterdir():
+                if one.name not in (now, "lock"):
+                    shutil.rmtree(one) if one.is_dir() else one.unlink()
+            if now is None:
+                shutil.rmtree(folder)
+    if vault is not None:
+        vault.destroy(job, lives)
 
 
-def finish_between(site: Site, after: str, upto: str) -> None:
-    """Destroy what was recorded as erased in a part of the log, whoever died over it."""
-    for event in read(site.jobs.store, after=after, upto=upto):
+def finish_upto(site: Site, position: str) -> None:
+    """Destroy what was recorded as erased up to there, and was not, whoever died over it."""
+    path = site.workspace.seal / "erased"
+    told = path.read_bytes().strip().decode(errors="replace") if path.exists() else ""
+    after = told if re.fullmatch(r"\d+-\d+", told, re.ASCII) else "0-0"  # twice is once
+    for event in read(site.jobs.store, after=after, upto=position):
         job = job_of(event.subject)
-        if event.type == "Erased" and job is not None:
+        if event.type == Erased.name() and job is not None:
             finish(site, job, int(event.body["lives"]))
+    write(path, f"{position}\n")
 
 
 def finish_left(site: Site, job: str) -> None:

@@ -92,6 +92,7 @@ def export(
     upto = last_position(store)
     events: Iterable[Event] = read_job(store, job) if job is not None else read(store, upto=upto)
     events = (e for e in events if order(e.position) <= order(upto) and (since is None or int(e.ms) >= since))
+    events = _forgotten(site, events)
     tally = _Tally(job, since)
     whole = job is None and since is None
     lines = _rows(events, tally) if style == "csv" else _lines(site, events, tally, upto, whole=whole)
@@ -106,7 +107,18 @@ def export(
             sha256=digest,
             keys=tally.keys,
         )
-        return leaves(site, made)
+        return leaves(site, file, made)
+
+
+def _forgotten(site: Site, events: Iterable[Event]) -> Iterator[Event]:
+    """Events of which nothing goes out that was recorded as erased."""
+    seen: set[str | None] = {None}
+    for event in events:
+        job = job_of(event.subject)
+        if job not in seen:
+            seen.add(job)
+            finish_left(site, str(job))
+        yield event
 
 
 @dataclass
@@ -148,7 +160,6 @@ def _lines(site: Site, events: Iterable[Event], tally: _Tally, upto: str, *, who
             job = job_of(event.subject)
             if job is not None and job not in told and vault is not None:
                 told.add(job)
-                finish_left(site, job)
                 keys, erased = vault.keys_of(job), vault.erased_of(job)
                 tally.keys += len(keys)
                 if keys or erased:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from events.bodies.record import Verdict
+from events.bodies.record import Verdict, Verified
 from events.envelope import Event
 from events.merkle import Tree
 from events.note import Note, Verifier
@@ -25,8 +25,9 @@ class Source:
     """What is to be verified.
 
     ``log`` is what its checkpoints have to be of (empty: whatever they say); ``chain`` are the site's public keys
-    (``events.signing.Keys.chain``); ``witnesses`` those that one believes,
-    whatever the site says; ``tree`` the hashes that the sealer kept, which tell which event was changed.
+    (``events.signing.Keys.chain``); ``witnesses`` those that one believes, whatever the site says; ``tree`` the
+    hashes that the sealer kept, which tell which event was changed; ``cuts`` what each epoch that began after a loss
+    kept of the log (epoch -> events), where not the whole log is verified.
     """
 
     events: Iterable[Event]
@@ -36,6 +37,13 @@ class Source:
     tree: Tree | None = None
     anchor: Verifier | None = None
     log: str = ""
+    cuts: Mapping[int, int] = field(default_factory=dict)
+
+
+def verified(report: Mapping[str, Any]) -> Verified:
+    """A report's JSON, as it is recorded."""
+    names = ("verdict", "first", "last", "witnessed", "signed")
+    return Verified(problems=len(report["problems"]), **{name: report[name] for name in names})
 
 
 @dataclass
@@ -63,6 +71,10 @@ class Report:
             return "WITNESSED"
         return "SITE-SIGNED" if self.signed >= self.first > 0 else "UNSEALED"
 
+    def found(self) -> Verified:
+        """As it is recorded."""
+        return verified(self.as_dict())
+
     def spans(self) -> list[tuple[Verdict, int, int]]:
         """Which part is vouched for by whom: (word, first, last)."""
         found: list[tuple[Verdict, int, int]] = []
@@ -83,6 +95,8 @@ class Report:
             "root": self.root,
             "spans": [{"verdict": word, "first": low, "last": high} for word, low, high in self.spans()],
             "problems": [problem._asdict() for problem in self.problems],
+            "signed": self.signed,
+            "witnessed": self.witnessed,
             "checkpoints": self.checkpoints,
             "witnesses": self.witnessed_by,
             "losses": self.losses,

@@ -171,16 +171,16 @@ def load(path):
     """Proofs and readable events, from a proof, a bundle or an unpacked one."""
     path = Path(path)
     if (path.is_file() and path.suffix == ".json") or (path.is_file() and not zipfile.is_zipfile(path)):
-        return [json.loads(path.read_text())], None
+        return [json.loads(path.read_text("utf-8"))], None
     if path.is_dir():
-        names = [(path / name).read_text() for name in ("proofs.jsonl", "events.jsonl")]
+        names = [(path / name).read_text("utf-8") for name in ("proofs.jsonl", "events.jsonl")]
     else:
         with zipfile.ZipFile(path) as bundle:
             for name in ("proofs.jsonl", "events.jsonl"):
                 if bundle.getinfo(name).file_size > MOST:
                     raise ValueError(f"{name} has more than {MOST} bytes: it is no bundle of a job")
             names = [bundle.read(name).decode() for name in ("proofs.jsonl", "events.jsonl")]
-    return [[json.loads(line) for line in text.splitlines()] for text in names]
+    return [[json.loads(line) for line in text.split("\n") if line] for text in names]
 
 
 def main(arguments):

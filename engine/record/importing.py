@@ -6,7 +6,9 @@ import hashlib
 from itertools import islice
 from pathlib import Path
 
+from engine.actors import current_actor
 from engine.errors import ExportInvalid, SiteNotEmpty
+from engine.ids import new_call_id
 from engine.rebuild import rebuild_site
 from engine.record.exporting import ExportFile
 from engine.record.findings import Report
@@ -16,6 +18,7 @@ from engine.record.witnessing import WITNESSES
 from engine.site import Site
 from events.bodies.record import Imported
 from events.durable import write
+from events.envelope import Call
 from events.epochs import open_epoch, put_events
 from events.errors import RecordDamaged
 from events.note import Note
@@ -65,4 +68,4 @@ def _put(site: Site, file: ExportFile, path: Path, report: Report) -> None:
     with path.open("rb") as raw:
         digest = hashlib.file_digest(raw, "sha256").hexdigest()
     told = Imported(origin=file.log, events=report.events, root=report.root, sha256=digest)
-    open_epoch(store, site.system_call("imported"), [told])
+    open_epoch(store, Call(call_id=new_call_id(), actor=current_actor()), [told])

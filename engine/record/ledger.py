@@ -44,10 +44,10 @@ class Ledger:
 
     @contextmanager
     def of(self, log: str) -> Iterator[Entry]:
-        """One log, and nobody else at it meanwhile."""
-        path = self._path(log)
-        with locked(path.with_suffix(".lock")):
-            yield Entry(self, log, self._read(path))
+        """One log, and nobody else at any meanwhile."""
+        # One lock for all: whoever invents names of logs makes no files of them.
+        with locked(self.folder / "logs.lock"):
+            yield Entry(self, log, self._read(self._path(log)))
 
     def accept(self, origin: str) -> None:
         """Sign an epoch of a known log from now on, that does not begin with what was seen: an operator's word."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
+from engine.errors import EngineDown
 from engine.fold import JobState, changes, fact_of
 from engine.jobs import Jobs
 from engine.lifecycle import EVENTS, State
@@ -30,6 +31,9 @@ def mend(jobs: Jobs, call: Call, *, progress: Callable[[int], None] = lambda cou
         jobs: of the site.
         call: whose; it is recorded.
         progress: told now and then how many events were folded.
+
+    Raises:
+        EngineDown: a job goes on faster than it can be written.
     """
     store = jobs.store
     upto = last_position(store)
@@ -65,6 +69,8 @@ def mend(jobs: Jobs, call: Call, *, progress: Callable[[int], None] = lambda cou
                 version, revision = event.version, revision + (event.type in EVENTS)
                 listed.append(event.position)
             listed = _still_there(store, listed)
+        else:
+            raise EngineDown(f"{job} does not rest long enough to be written anew", "call again")
     _strays(jobs, projector)
     jobs.note(call, [ProjectionRebuilt(why="asked for", events=count, jobs=len(versions))])
     return count, changed

@@ -7,7 +7,7 @@ import time
 from engine.errors import Unverifiable
 from engine.files import FileLock
 from engine.record.custody import custody_of
-from engine.record.erasing import finish_between
+from engine.record.erasing import finish_upto
 from engine.record.sealed import log_name
 from engine.site import Site
 from events.read import read_back
@@ -41,12 +41,9 @@ def seal_now(site: Site, *, timeout: float = PATIENCE) -> int:
         sealer = sealer_of(site)
         try:
             sealer.begin()
-            since = sealer.position
             while (made := sealer.step()) is not None:
                 keep_note(sealer.folder, made)
-                if "Erased" in sealer.types:
-                    finish_between(site, since, sealer.position)
-                since = sealer.position
+            finish_upto(site, sealer.position)
             return sealer.size
         finally:
             sealer.close()

@@ -10,6 +10,7 @@ from engine.record.sealed import log_name
 from engine.record.witnessing import witness_keys
 from engine.site import Site
 from engine.workspace import Workspace
+from events.bodies.record import HistoryLost
 from events.envelope import Event
 from events.merkle import Tree
 from events.note import Note, Verifier
@@ -34,12 +35,20 @@ def _with_indexes(store: Store) -> Iterator[Event]:
         store.archive.check_indexes()
 
 
-def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), anchor: Verifier | None = None) -> Source:
+def site_source(
+    site: Site,
+    *,
+    first: int = 1,
+    last: int | None = None,
+    extra: Sequence[Note] = (),
+    anchor: Verifier | None = None,
+) -> Source:
     """A site's own log, from a sequence on, with all that was signed of it.
 
     Args:
         site: opened.
         first: sequence.
+        last: sequence; None: the end.
         extra: checkpoints that were kept elsewhere.
         anchor: key of the site that is known from elsewhere.
 
@@ -49,8 +58,8 @@ def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), ancho
     store, folder = site.jobs.store, site.workspace.seal
     tree = Tree(folder / "tree", readonly=True) if (folder / "tree" / "0").exists() else None
     after = "0-0"
+    before, cuts = _around(store, first) if first > 1 or last is not None else (None, {})
     if first > 1:
-        before = next((event for event in read(store) if event.seq == first - 1), None)
         if before is None:
             raise Unverifiable(f"the log has no event {first - 1}", "flightlog status says how far it goes")
         if tree is None or tree.size < first - 1:
@@ -69,4 +78,16 @@ def site_source(site: Site, *, first: int = 1, extra: Sequence[Note] = (), ancho
         tree=tree,
         anchor=anchor,
         log=log,
+        cuts=cuts,
     )
+
+
+def _around(store: Store, first: int) -> tuple[Event | None, dict[int, int]]:
+    """The event before a sequence; and what each epoch that began after a loss kept of the log."""
+    before, cuts = None, {}
+    for event in read(store):
+        if event.seq == first - 1:
+            before = event
+        if event.type == HistoryLost.name():
+            cuts[int(event.stored()["epoch"])] = int(event.body["first"]) - 1
+    return before, cuts

@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from pydantic_core import from_json
 
 from engine.fold import TABLE, Fact, Illegal, JobState, changes
+from engine.lifecycle import OPENS_EPOCH
 from engine.record.findings import Problem, Report, Source
 from events.bodies import BODIES
 from events.bodies.record import (
-    BackupRestored,
     CheckpointSigned,
     CheckpointWitnessed,
     HistoryLost,
@@ -33,8 +33,6 @@ from events.subjects import SITE, job_of
 
 BATCH = 4096  # events
 SHOWN = 20  # problems, after which there is no use in looking on
-#: The first event of an epoch says why it began.
-OPENS_EPOCH = frozenset(body.name() for body in (HistoryLost, BackupRestored, Imported))
 
 
 @cache
@@ -76,7 +74,7 @@ class Verification:
         self._states: dict[str, JobState] = {}
         self._notes = list(source.notes)
         self._claimed: list[tuple[int, str, int, str]] = []
-        self._cuts: dict[int, int] = {}
+        self._cuts = dict(source.cuts)
         self._imported: dict[str, int] = {}
         self._ms, self._epoch = 0, 0
         if first > 1 and source.tree is not None:

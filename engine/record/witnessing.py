@@ -92,9 +92,15 @@ def witness_keys(workspace: Workspace) -> list[Verifier]:
     return [Verifier.parse(text) for text in dict.fromkeys([*(w["key"] for w in _known(workspace).values()), *taken])]
 
 
-def witnessed(workspace: Workspace) -> tuple[int, float]:
-    """Up to which event a witness vouches, and since when."""
-    found = [(int(one["size"]), float(one["at"])) for one in _known(workspace).values()]
+def seen_by(workspace: Workspace, url: str, origin: str) -> int:
+    """How many events of an epoch a witness has cosigned."""
+    return int(_known(workspace).get(url, {}).get("sizes", {}).get(origin, 0))
+
+
+def witnessed(workspace: Workspace, origin: str) -> tuple[int, float]:
+    """Up to which event of an epoch a witness vouches, and since when."""
+    known = _known(workspace).values()
+    found = [(int(one["sizes"][origin]), float(one["at"])) for one in known if origin in one.get("sizes", {})]
     return max(found, default=(0, 0.0))
 
 

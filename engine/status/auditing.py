@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, cast
+from typing import Any
 
+from engine.record.findings import verified
+from engine.record.noting import note
 from engine.record.sealed import sealed
 from engine.site import Site
 from engine.status.desk import Desk
-from events.envelope import Event
+from events.envelope import Actor
+from events.errors import FlightlogError
 from events.read import at as events_at
 from events.read import count
 from events.store import translated
@@ -45,14 +48,19 @@ class Auditor:
         """A verification is under way."""
         return self._process is not None
 
-    def verify(self, *, at_least_every: float = 0.0) -> bool:
-        """Begin a verification, unless one is under way, or the last began a moment ago; whether it began."""
+    def verify(self, actor: Actor, *, at_least_every: float = 0.0) -> bool:
+        """Begin a verification, unless one is under way, or the last began a moment ago; whether it began.
+
+        Args:
+            actor: who asked for it: it is recorded.
+            at_least_every: seconds.
+        """
         with self._lock:
             if self._process is not None or (self._asked and time.monotonic() - self._asked < at_least_every):
                 return False
             self._asked = time.monotonic()
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "engine.cli", "verify", "--json"],
+                [sys.executable, "-P", "-m", "engine.status.verifying"],
                 env={
                     **os.environ,
                     **self._site.settings.environment(),
@@ -63,15 +71,17 @@ class Auditor:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-        threading.Thread(target=self._wait, name="verify", daemon=True).start()
+        threading.Thread(target=self._wait, args=(self._process, actor), name="verify", daemon=True).start()
         return True
 
-    def _wait(self) -> None:
-        process = self._process
-        assert process is not None  # noqa: S101 - set by whoever started us
+    def _wait(self, process: subprocess.Popen[str], actor: Actor) -> None:
         out, err = process.communicate()
         try:
-            self.report, self.error = json.loads(out), None
+            found = json.loads(out)
+            note(self._site, verified(found), actor)
+            self.report, self.error = found, None
+        except FlightlogError as error:
+            self.error = str(error)
         except ValueError:
             self.error = err.strip()[-300:] or f"it ended with {process.returncode}"
         self._process = None
@@ -86,22 +96,23 @@ class Auditor:
 
 def audit(desk: Desk, auditor: Auditor) -> dict[str, Any]:
     """How the record stands."""
+    names = desk.names
     with translated():
-        positions = cast("list[str]", desk.store.client.lrange(desk.names.record, -SHOWN, -1))
-    told = events_at(desk.store, positions)
-    verified, reviewed = _last(told, "Verified"), _last(told, "ReviewRecorded")
+        pipe = desk.store.client.pipeline()
+        pipe.lrange(names.record, -SHOWN, -1)
+        pipe.lrange(names.losses, 0, -1)
+        pipe.hmget(names.last_acts, ["Verified", "ReviewRecorded"])
+        acts, losses, last = pipe.execute()
+    told = events_at(desk.store, acts)
+    last_verified, reviewed = (next(iter(events_at(desk.store, [one])), None) if one else None for one in last)
     return {
         "events": count(desk.store),
         **sealed(desk.site.workspace),
-        "verified": verified.as_dict() if verified else None,
+        "verified": last_verified.as_dict() if last_verified else None,
         "verifying": auditor.running,
         "report": auditor.report,
         "verify_error": auditor.error,
         "reviewed": reviewed.as_dict() if reviewed else None,
-        "losses": [e.as_dict() for e in told if e.type in ("HistoryLost", "BackupRestored", "Imported")],
+        "losses": [e.as_dict() for e in events_at(desk.store, losses)],
         "acts": [e.as_dict() for e in reversed(told)],
     }
-
-
-def _last(told: list[Event], kind: str) -> Event | None:
-    return next((event for event in reversed(told) if event.type == kind), None)

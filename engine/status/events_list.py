@@ -61,7 +61,7 @@ class EventFilter:
     def _holds(event: Event, text: str) -> bool:
         if text in event.type.casefold() or text in event.subject.casefold():
             return True
-        return text in (json.dumps(event.rest()) if MARK in event.raw else event.raw).casefold()
+        return text in (json.dumps(event.rest(), ensure_ascii=False) if MARK in event.raw else event.raw).casefold()
 
 
 def events_page(desk: Desk, asked: EventFilter) -> dict[str, Any]:

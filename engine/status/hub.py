@@ -18,10 +18,12 @@ from itertools import islice
 from pydantic_core import to_json
 
 from engine.site import Site
+from events.bodies.record import Erased
 from events.envelope import Event
 from events.errors import FlightlogError, LogUnavailable
 from events.follow import follow
 from events.read import last_position, read
+from events.vault import MARK
 
 log = logging.getLogger("flightlog.status")
 
@@ -36,15 +38,19 @@ Wanted = Callable[[Event], bool]
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """An event as it goes to watchers."""
+    """An event as it goes to watchers; without a frame it is made when it goes."""
 
     event: Event
-    frame: bytes
+    frame: bytes | None
+
+    def sent(self) -> bytes:
+        """Its frame of server-sent events."""
+        return self.frame or frame_of(self.event)
 
 
-def live(event: Event) -> Live:
-    """An event with its frame of server-sent events."""
-    return Live(event, b"id: %s\ndata: %s\n\n" % (event.position.encode(), to_json(event.as_dict())))
+def frame_of(event: Event) -> bytes:
+    """An event as it is sent."""
+    return b"id: %s\ndata: %s\n\n" % (event.position.encode(), to_json(event.as_dict()))
 
 
 class Hub:
@@ -91,12 +97,16 @@ class Hub:
                 self._look(store)
                 continue
             self._turn(away=False)
-            self._tell(self._take, [live(event) for event in batch])
+            self._tell(self._take, [Live(event, frame_of(event)) for event in batch])
         store.client.close()
 
     def _take(self, found: list[Live]) -> None:
         """On the loop, where watchers read the ring."""
         self._ring.extend(found)
+        if any(one.event.type == Erased.name() for one in found):
+            # What could be read a moment ago may not be shown again: it is made anew whenever it goes out.
+            kept = (Live(one.event, None) if MARK in one.event.raw else one for one in self._ring)
+            self._ring = deque(kept, maxlen=RING)
         self.position = found[-1].event.position
         self._notify()
 
@@ -164,7 +174,7 @@ class Hub:
                     except TimeoutError:
                         yield b": alive\nid: %s\n\n" % cursor.encode()
                     continue
-                frames = [item.frame for item in found if wanted(item.event)]
+                frames = [item.sent() for item in found if wanted(item.event)]
                 if limit is not None:
                     frames = frames[: limit - sent]
                 cursor, sent = found[-1].event.position, sent + len(frames)
@@ -192,7 +202,7 @@ class Hub:
 
     def _read(self, after: str) -> Sequence[Live]:
         try:
-            return [live(event) for event in islice(read(self._site.jobs.store, after=after, page=PAGE), PAGE)]
+            return [Live(event, None) for event in islice(read(self._site.jobs.store, after=after, page=PAGE), PAGE)]
         except LogUnavailable:
             self._turn(away=True)
             return ()

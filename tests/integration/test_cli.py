@@ -609,6 +609,13 @@ def test_up_detached_of_another_site_in_the_same_workspace_says_so(place):
     assert "belongs to 'site-1'" in said.err
 
 
+def test_up_detaches_once_however_its_options_are_written(place):
+    assert "is up as process" in place.ok("up", "--site", "site-1", "-dw", str(place.root)).out
+    owner = place.owner()
+    assert owner["purpose"] == "up"
+    place.ok("down")
+
+
 def test_ctrl_c_names_the_apps_that_keep_running_and_the_next_up_takes_them_back(place):
     up = place.up()
     app = place.app("app", "sh", "-c", 'while ! [ -e "$FLIGHTLOG_RUN_DIR/go" ]; do sleep 0.05; done; exit 6')

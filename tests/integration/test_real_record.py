@@ -117,6 +117,27 @@ def test_l2_a_head_that_cannot_be_read_is_written_anew_from_the_log(real_store, 
     check_record(real_store)
 
 
+@pytest.mark.parametrize("how", ["NOREPLICAS", "READONLY"])
+def test_a_server_that_takes_no_writes_is_an_error_of_the_catalogue_and_nothing_is_written(real_store, how):
+    jobs = Jobs(real_store)
+    run(jobs, "j", "DeployRequested")
+    seen = of_site(real_store)
+    client = real_store.client
+    try:
+        if how == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", 1)
+        else:
+            client.replicaof("127.0.0.1", "1")
+        with pytest.raises(LogUnavailable, match="takes no writes"):
+            jobs.note(new_call(), [body("CallRefused")], "j")
+        with pytest.raises(LogUnavailable, match="takes no writes"):
+            real_store.command("SET", real_store.keys.lease("x"), "y")
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+        client.replicaof("NO", "ONE")
+    assert of_site(real_store) == seen
+
+
 def test_l2_l3_a_whole_life_is_the_same_live_replayed_and_rebuilt(real_store):
     jobs = Jobs(real_store)
     life = "DeployRequested DeploySucceeded StartRequested AppSpawned AppStarted AbortRequested AppAborted"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine.actors import acting_as
-from engine.errors import ExportInvalid, SiteNotEmpty
+from engine.errors import ExportInvalid, SiteNotEmpty, Unverifiable
 from engine.record.bundling import bundle
+from engine.record.carried import verify_export
 from engine.record.exporting import ExportFile, export
 from engine.record.importing import take_in
 from engine.record.proving import Prover
@@ -21,10 +22,11 @@ from engine.record.sources import site_source
 from engine.record.verify import Verification
 from engine.site import Site
 from events.errors import RecordDamaged
-from events.read import count, last_position, read_job
+from events.read import count, last_position, read_back, read_job
+from events.seal import latest
 from events.signing import Keys
 from tests.histories import body
-from tests.record.rig import ALICE, born, feed, feed_site, run, standalone, verified
+from tests.record.rig import ALICE, VERIFIER, born, feed, feed_site, run, standalone, verified
 from tests.support import new_call, opened
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
@@ -258,3 +260,66 @@ def test_an_export_is_in_order_though_the_sealer_signs_on_while_it_is_written(
     export(site, tmp_path / "all.zst")
     report = Verification(ExportFile(tmp_path / "all.zst").source()).run()
     assert (report.problems, report.verdict) == ([], "SITE-SIGNED")
+
+
+def test_a_bundle_holds_any_text_and_is_verified_whatever_the_place_takes_for_text(
+    site: Site, tmp_path: Path
+) -> None:
+    told = "line\u2028line\u2029\x85 M\u00fcller \U0001f9ea"
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployRequested", reason=told, app="m\u00fcller")])
+    bundle(site, "job-1", tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        archive.extractall(tmp_path / "b")
+    for path in (tmp_path / "b.zip", tmp_path / "b"):
+        said = subprocess.run(
+            [sys.executable, "-I", "-X", "utf8=0", str(VERIFIER), str(path)],
+            env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert said.returncode == 0, said.stdout
+
+
+def test_a_part_that_cannot_be_held_against_a_checkpoint_is_not_said_to_fit_it(site: Site, tmp_path: Path) -> None:
+    born(site, "job-1")
+    seal_now(site)
+    early = latest(site.workspace.seal)
+    assert early is not None
+    feed_site(site, 5)
+    export(site, tmp_path / "job.jsonl", job="job-1")
+    late = latest(site.workspace.seal)
+    assert late is not None
+    file = ExportFile(tmp_path / "job.jsonl")
+    assert verify_export(file, extra=[late]).problems == []
+    with pytest.raises(Unverifiable, match="over 1 events, the file's over 6: a part cannot be compared"):
+        verify_export(file, extra=[early])
+
+
+def test_a_bundle_of_a_job_that_goes_on_holds_what_was_sealed(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born(site, "job-1")
+
+    def busy(at: Site) -> int:
+        size = seal_now(at)
+        site.jobs.note(new_call(), [body("CallRepeated")], "job-1")
+        return size
+
+    monkeypatch.setattr("engine.record.bundling.seal_now", busy)
+    assert bundle(site, "job-1", tmp_path / "b.zip").events == 1
+    assert standalone(tmp_path / "b.zip").returncode == 0
+
+
+def test_who_took_a_history_in_is_on_the_record(site: Site, tmp_path: Path) -> None:
+    born(site, "job-1")
+    export(site, tmp_path / "all.zst")
+    other = Site.open(create=True, site="elsewhere", workspace=tmp_path / "other")
+    try:
+        with acting_as(ALICE):
+            take_in(other, tmp_path / "all.zst")
+        told = next(event for event in read_back(other.jobs.store) if event.type == "Imported")
+        assert told.rest()["actor"]["id"] == ALICE.id
+    finally:
+        other.close()

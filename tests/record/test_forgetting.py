@@ -10,6 +10,7 @@ import pytest
 
 from engine.actors import acting_as
 from engine.errors import LegalHold, NotDeleted, Retained
+from engine.readmodels.feeder import Feeder
 from engine.record.bundling import bundle
 from engine.record.erasing import erase, finish, foresee, hold
 from engine.record.exporting import export
@@ -18,7 +19,8 @@ from engine.record.replaying import check
 from engine.record.sealing import seal_now
 from engine.site import Site
 from events.bodies.record import Erased
-from events.read import read_job
+from events.envelope import Call
+from events.read import first_event, last_position, read_job
 from tests.histories import body
 from tests.record.rig import ALICE, SECRETS, everything, feed_site, run, sealing, verified
 from tests.support import SITE, in_state, new_call, opened, until
@@ -126,3 +128,59 @@ def test_an_erased_life_stays_erased_where_it_is_taken_in_and_the_next_can_be_er
         assert told == ["[erased]", "[erased]"]
     finally:
         other.close()
+
+
+def test_what_is_fed_from_the_disk_holds_no_person_either(site: Site) -> None:
+    with acting_as(ALICE, reason="tumour of Mr Hatter"):
+        site.jobs.transact(
+            site.system_call("x"), "job-1", lambda state: [body("DeployRequested", reason="tumour of Mr Hatter")]
+        )
+        engine_call = Call(call_id="c-1", actor=ALICE)
+        site.jobs.note(engine_call, [body("AuxRequested"), body("CallRefused", message="ward-7-notes")], "job-1")
+    with sealing(site, keep=100, segment=10):
+        feed_site(site, 200)
+        until(lambda: first_event(site.jobs.store).seq > 10, 15)  # type: ignore[union-attr]
+    assert Feeder(site).catch_up() >= 200
+    for secret in SECRETS:
+        assert secret not in everything(site), secret
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_erasure_that_is_finished_late_leaves_what_the_job_does_since(live: bool, site: Site) -> None:
+    job = site.workspace.job("job-1")
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployRequested", reason="for Bob")])
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployFailed")])
+    vault = site.jobs.store.vault
+    assert vault is not None
+    lives = vault.next_life("job-1")
+    site.jobs.note(new_call(), [Erased(reason="asked", lives=lives)], "job-1")  # and dies
+    if live:
+        for kind in ("DeployRequested", "DeploySucceeded", "StartRequested"):
+            site.jobs.transact(new_call(), "job-1", lambda state, kind=kind: [body(kind)])  # type: ignore[misc]
+    attempt = site.jobs.load("job-1").state.get("attempt", "1")
+    for name in ("0", attempt):
+        (job / name).mkdir(parents=True)
+        (job / name / "log.txt").write_text("of Mr Hatter" if name == "0" else "new")
+    for _ in range(2):
+        seal_now(site)
+        finish(site, "job-1", lives)
+        assert "for Bob" not in str([event.body for event in read_job(site.jobs.store, "job-1")])
+        assert not (job / "0").exists()
+        assert (job / attempt / "log.txt").exists() == live
+    if not live:
+        job.mkdir()
+        (job / "of-a-later-life").touch()
+        finish(site, "job-1", lives)
+        assert (job / "of-a-later-life").exists(), "twice is once"
+
+
+def test_a_table_shows_nothing_that_was_recorded_as_erased(site: Site, tmp_path: Path) -> None:
+    site.jobs.transact(new_call(), "job-1", lambda state: [body("DeployRequested", reason="for Bob")])
+    seal_now(site)
+    vault = site.jobs.store.vault
+    assert vault is not None
+    site.jobs.note(new_call(), [Erased(reason="asked", lives=vault.next_life("job-1"))], "job-1")  # and dies
+    (site.workspace.seal / "erased").write_text(f"{last_position(site.jobs.store)}\n")
+    export(site, tmp_path / "all.csv", style="csv")
+    assert "for Bob" not in (tmp_path / "all.csv").read_text()
+    assert "[erased]" in (tmp_path / "all.csv").read_text()

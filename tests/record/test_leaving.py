@@ -77,7 +77,7 @@ def test_a_copy_that_cannot_be_recorded_is_not_there(
 ) -> None:
     born(site, "job-1")
 
-    def away(*_: object) -> None:
+    def away(*_: object, **given: object) -> None:
         raise LogUnavailable("the record does not answer", "wait")
 
     monkeypatch.setattr(site.jobs, "note", away)

@@ -24,7 +24,7 @@ from events.epochs import open_epoch
 from events.errors import RecordDamaged
 from events.keep import to_disk
 from events.read import count, read, read_back
-from events.seal import Sealer, kept_notes, latest
+from events.seal import Sealer, kept, kept_notes, latest
 from tests.record.rig import begin, born, feed, feed_site, run, sealing, verified
 from tests.support import SITE, kill, new_call, opened, until
 
@@ -132,10 +132,18 @@ def test_a_log_whose_end_goes_while_it_is_sealed_is_told_and_disclosed_it_goes_o
         site.jobs.rebuild("somebody cut it")  # which appends an event of its own, at a sequence that was sealed
         until(lambda: "were sealed" in (sealed(site.workspace)["broken"] or ""), 20, "it was not noticed")
         end = count(site.jobs.store)
-        lost = HistoryLost(first=end + 1, last=size, note=str(latest(site.workspace.seal)), reason="a failover")
-        open_epoch(site.jobs.store, new_call(), [lost])
+        first = kept(site.jobs.store, site.workspace.seal) + 1
+        assert first == end, "what was appended meanwhile is not what was sealed there"
+        lost = HistoryLost(first=first, last=size, note=str(latest(site.workspace.seal)), reason="a failover")
+        opened_at = open_epoch(site.jobs.store, new_call(), [lost])
         feed_site(site, 20)
         until(lambda: sealed(site.workspace)["sealed"] > size and not sealed(site.workspace)["broken"], 30)
+    assert opened_at == 2
+    assert len(verified(site).losses) == 1
+    # Parts before the loss and after it are not held against what was signed of what is gone.
+    for first, last in ((1, 10), (2, end), (end + 3, None), (5, end + 4)):
+        report = Verification(site_source(site, first=first, last=last), first=first, last=last).run()
+        assert (report.verdict, report.problems) == ("SITE-SIGNED", []), (first, last)
 
 
 def test_replay_steps_through_a_job_and_finds_a_projection_that_was_changed(workspace: Path, tmp_path: Path) -> None:

@@ -275,6 +275,7 @@ def test_the_audit_says_how_far_the_record_can_be_trusted_and_verifies_in_the_ba
     assert told["verified"]["body"]["problems"] == 0
     assert told["reviewed"]["body"]["note"] == "nothing unusual"
     assert told["reviewed"]["actor"]["id"] == "tester"
+    assert told["verified"]["actor"] | {"id": "olga", "auth": "token", "via": "api"} == told["verified"]["actor"]
     with site.client(site.viewer) as client:
         page = client.get("/audit").text
     assert "nothing unusual" in page
@@ -292,3 +293,14 @@ def test_every_kind_of_act_on_the_record_can_be_shown(site: Served) -> None:
     assert page.status_code == 200
     for kind in OF_THE_RECORD:
         assert kind in page.text
+
+
+def test_a_disclosed_loss_stays_on_the_page_whatever_comes_after_it(site: Served) -> None:
+    disclosed = site.engine.site.jobs.note(new_call(), [body("HistoryLost", reason="a failover")]).positions[0]
+    for _ in range(6):
+        site.engine.site.jobs.note(new_call(), [body("Verified")] * 50)
+    site.fed()
+    told = site.get("/v1/audit")
+    assert disclosed in [one["position"] for one in told["losses"]]
+    with site.client(site.viewer) as client:
+        assert "a failover" in client.get("/audit").text

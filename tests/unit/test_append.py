@@ -13,6 +13,7 @@ from engine.projection import facts_to_be, project
 from events.append import REMEMBERED, Appended, Log, NeedsRebuild, NewEvent, Ops, WorkRefused
 from events.bodies.base import Body
 from events.envelope import Call
+from events.epochs import open_epoch
 from events.errors import CallIdReused, FlightlogError, LogUnavailable, RecordDamaged, RevisionConflict
 from events.read import count, read
 from events.standin import ms_of, position_of
@@ -711,6 +712,26 @@ def test_an_append_from_an_older_epoch_is_made_again_in_the_current_one():
     assert [one.rest()["epoch"] for one in read(store)] == [1, 4]
     assert store.epoch == 4
     assert store.client.hget(store.keys.heads, "@epoch") == "4"
+
+
+def test_l7_an_epoch_begins_with_the_event_that_says_why_or_not_at_all():
+    store = fake_store()
+    Log(store).append(new_call(), [NOTE])
+    other = Store(store.client, store.site, check=lambda client: None)
+    store.client.hset(store.keys.heads, "@seq", "77")
+    with pytest.raises(NeedsRebuild):
+        open_epoch(store, new_call(), [body("HistoryLost")])
+    store.client.hset(store.keys.heads, "@seq", "1")
+    assert store.client.hget(store.keys.heads, "@epoch") == "1"
+    for number in (2, 3):
+        call = new_call()
+        assert open_epoch(store, call, [body("HistoryLost")]) == number
+        Log(other).append(new_call(), [NOTE])  # who has not heard of it writes in it
+        if number == 3:  # asked again, since the answer was lost
+            assert open_epoch(store, call, [body("HistoryLost")]) == 3
+    told = [(one.type, one.rest()["epoch"]) for one in read(store)]
+    note = NOTE.body.name()
+    assert told == [(note, 1), ("HistoryLost", 2), (note, 2), ("HistoryLost", 3), (note, 3)]
 
 
 def test_a_store_that_is_new_here_takes_the_epoch_of_the_record():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 from engine.jobs import Jobs
 from engine.site import Site
-from engine.status.hub import Hub
-from events.read import last_position
+from engine.status.hub import Hub, Live, frame_of
+from events.read import last_position, read
+from events.vault import Vault
 from tests.histories import body
 from tests.support import fake_store, new_call
 
@@ -47,3 +49,27 @@ def test_who_watches_from_now_on_is_not_told_what_was() -> None:
 def test_who_comes_with_a_position_that_the_log_has_not_is_told_so_and_goes_on_from_now() -> None:
     told = frames(after="99999999999999-99")
     assert told == b"retry: 1000\n\nevent: reset\ndata: {}\n\n"
+
+
+def test_what_a_job_said_is_not_shown_again_once_it_was_erased(tmp_path: Path) -> None:
+    store = fake_store()
+    store.vault = Vault(tmp_path)
+    jobs = Jobs(store)
+    hub = Hub(cast("Site", SimpleNamespace(jobs=jobs)))
+    jobs.note(new_call(), [body("CallRefused", message="Mr Hatter")], "job-1")
+    hub._take([Live(event, frame_of(event)) for event in read(store)])
+    jobs.note(new_call(), [body("Erased", lives=1)], "job-1")
+    late = [event for event in read(store) if event.type == "Erased"]
+
+    async def watch(after: str) -> bytes:
+        told = b""
+        async for frame in hub.watch(after, lambda event: True, limit=2):
+            told += frame
+        return told
+
+    assert b"Mr Hatter" in b"".join(one.sent() for one in hub._ring)
+    hub._take([Live(event, frame_of(event)) for event in late])
+    store.vault.destroy("job-1", 1)
+    told = asyncio.run(watch(f"{late[0].ms}-0"))
+    assert b"Mr Hatter" not in told
+    assert b"[erased]" in told

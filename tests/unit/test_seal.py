@@ -19,8 +19,8 @@ from events.errors import HistoryBroken, RecordDamaged
 from events.follow import follow
 from events.keep import to_disk, trim
 from events.note import Checkpoint
-from events.read import at, count, job_slice, read, read_back, read_job, version_at
-from events.seal import Sealer, kept_notes, latest, leaf_of
+from events.read import at, count, job_slice, read, read_back, read_job, read_twice, version_at
+from events.seal import Sealer, keep_note, kept_notes, latest, leaf_of
 from events.segments import Archive, order
 from events.store import Store
 from tests.histories import body
@@ -176,6 +176,39 @@ def _archived(store: Store, sealer: Sealer, number: int, keep: int) -> list[tupl
     while trim(store, keep):
         pass
     return whole
+
+
+def test_l7_a_log_that_goes_to_disk_while_it_is_verified_is_read_whole(store: Store, sealer: Sealer) -> None:
+    fill(store, 900)
+    sealer.step()
+    to_disk(store, sealer.tree, sealer.size, size=SMALL)
+    trim(store, 700)
+    whole = [(e.position, e.raw) for e in read(store)]
+    for stop in (1, 40, 250, 600, 899):
+        fill(store, 300, seed=stop)
+        sealer.step()
+        whole = [(e.position, e.raw) for e in read(store)]
+        told = []
+        for number, event in enumerate(read_twice(store), 1):
+            told.append((event.position, event.raw))
+            if number == stop:  # the sealer comes by
+                to_disk(store, sealer.tree, sealer.size, size=SMALL)
+                while trim(store, 20):
+                    pass
+        assert told == whole
+
+
+def test_half_a_checkpoint_that_a_full_disk_left_spoils_no_other(store: Store, sealer: Sealer) -> None:
+    notes = []
+    for _ in range(3):
+        fill(store, 2)
+        made = sealer.step()
+        assert made is not None
+        keep_note(sealer.folder, made)
+        notes.append(made.text)
+        with (sealer.folder / "notes").open("a") as file:
+            file.write(json.dumps(str(made))[:70])
+    assert [note.text for note in kept_notes(sealer.folder)] == notes
 
 
 def test_reading_has_no_seam(store: Store, sealer: Sealer) -> None:

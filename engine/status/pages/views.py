@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from engine import overview as glance
+from engine.actors import system_actor
 from engine.egress import BLIND
 from engine.fold import JobState
 from engine.hints import LAST_LINES, hint
@@ -255,7 +256,7 @@ def workers(desk: Desk) -> dict[str, Any]:
 
 def audited(desk: Desk, auditor: Auditor) -> dict[str, Any]:
     """How far the record can be trusted; it is verified again in the background where that was long ago."""
-    auditor.verify(at_least_every=STALE)
+    auditor.verify(system_actor("api"), at_least_every=STALE)
     return {**audit(desk, auditor), "now": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
