@@ -60,6 +60,7 @@ from engine.holdings import Holdings
 from engine.ids import check_site_name
 from engine.jobtalk import ClientRunInfo, JobTalk
 from engine.orders import start_ticks
+from engine.owner import own
 from engine.reactor import Reactor
 from engine.shareable import Shareable
 from engine.site import Site
@@ -137,10 +138,7 @@ class ClientEngine:
         )
         self._core = Core(site)
         self._owner = FileLock(site.workspace.flight / "owner.lock")
-        self.role: Literal["owner", "client"] = (
-            # A moment's patience: whoever asks whether the site is up holds this lock for as long as it takes to ask.
-            "owner" if may_own and self._owner.acquire(timeout=0.05) else "client"
-        )
+        self.role: Literal["owner", "client"] = "owner" if may_own and own(self._owner) else "client"
         self._components = Components(self._core, client, self)
         self._holdings = Holdings(self._core, self._components)
         self._starts = Starts(self._core, self._components, self._holdings, owner=self.role == "owner")

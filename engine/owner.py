@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from engine.files import FileLock, read_json
@@ -23,6 +24,21 @@ def owner_of(workspace: Workspace) -> dict[str, Any] | None:
     if {"pid", "ticks", "since", "purpose"} <= info.keys() and start_ticks(int(info["pid"])) == info["ticks"]:
         return info
     return {"pid": 0, "ticks": 0, "since": "a moment ago", "purpose": "unknown"}
+
+
+def own(lock: FileLock, patience: float = 5.0) -> bool:
+    """Take the owner's lock; False where another has it.
+
+    Whoever asks who has the site up holds it, shared, for as long as it takes to ask: that is waited for.
+    """
+    until = time.monotonic() + patience
+    while not lock.acquire(timeout=0.05):
+        probe = FileLock(lock.path)
+        asked_only = probe.acquire(shared=True)
+        probe.release()
+        if not asked_only or time.monotonic() > until:
+            return False
+    return True
 
 
 def servers_of(workspace: Workspace) -> dict[str, str]:

@@ -68,6 +68,14 @@ def opened(workspace: Path, **options: Any) -> Iterator[ClientEngine]:
         yield engine
 
 
+def ready(engine: ClientEngine) -> ClientEngine:
+    """Wait until a site's pool is there: who comes first would wait for its start, and run out of time."""
+    bells, store = engine.site.bells, engine.site.jobs.store
+    until(lambda: all(bells.client.scard(f"rq:workers:{engine.site.name}-{kind}") for kind in ("work", "io")), 60)
+    until(lambda: store.client.exists(store.keys.lease("collector")), 60)
+    return engine
+
+
 def until(what: Callable[[], T], seconds: float = 30.0, why: str = "") -> T:
     """Wait until a thing is true, and give it back; fails with ``why`` otherwise."""
     end = time.monotonic() + seconds
@@ -171,6 +179,14 @@ def processes_with(marker: str) -> list[int]:
                 if marker.encode() in data and state not in "ZX":
                     found.append(int(name))
     return found
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from types import FrameType
 from typing import Protocol
 
+from engine.ending import told_to_end
 from engine.errors import ArgumentInvalid
 from engine.site import Site
 from engine.workspace import host_name
@@ -74,8 +73,7 @@ class Pool:
 
     def run(self) -> int:
         """Run until told to end; apps keep running."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+        told_to_end(self.stop)
         set_site(self.site)
         self._note("started", PoolStarted(host=host_name(), pid=os.getpid(), workers=sum(self._wanted.values())))
         duties = [
@@ -104,9 +102,6 @@ class Pool:
         self._note("stopped", PoolStopped(host=host_name(), pid=os.getpid()))
         self.site.close()
         return 0
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        self.stop.set()
 
     def _await_eof(self) -> None:
         while os.read(0, 4096):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 
+from engine.ending import told_to_end
 from engine.errors import EngineDown
 from engine.files import FileLock
 from engine.jobs import Jobs
@@ -223,9 +223,7 @@ class SealerDuty:
 
 def run_sealer(site: Site, *, until_eof: bool = False) -> int:
     """Seal a site's log until told to end; where another process does it, wait for its place."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_end()
     if until_eof:
         threading.Thread(target=_await_eof, args=(stop,), name="until-eof", daemon=True).start()
     lock = FileLock(site.workspace.seal / "lock")

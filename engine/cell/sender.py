@@ -26,11 +26,13 @@ from engine.core import Core
 from engine.errors import PayloadTooLarge
 from engine.jobs import Note
 from events.append import Appended, Request, WorkRefused
-from events.bodies.messages import AuxFailed, AuxReplyLost, AuxRequested
+from events.bodies.messages import AuxFailed, AuxReplied, AuxReplyLost, AuxRequested
 from events.envelope import Call, Event
 from events.errors import FlightlogError, LogUnavailable
 from events.read import at
 from events.together import Together
+
+GRACE = 1.0  # seconds for an answer that somebody has in hand
 
 log = logging.getLogger("flightlog.sender")
 
@@ -95,6 +97,8 @@ class Sender:
             outcome = expected.wait(out.timeout - (time.monotonic() - began))
             if outcome is None:
                 outcome = self._overdue(call, envelope, position, out.job)
+                if outcome is not None and outcome.type == AuxReplied.name():
+                    expected.wait(GRACE)  # whoever fetched the answer is about to hand it over
             return self._told(call, envelope, outcome, expected.frame, out)
         finally:
             if expected is not None:

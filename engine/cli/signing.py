@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from engine.actors import current_actor
 from engine.cli.common import site_command, where
 from engine.cli.evidence import opened
 from engine.cli.output import Format, err, out, print_json, text
+from engine.ending import told_to_end
 from engine.errors import ArgumentInvalid, EngineDown
 from engine.files import FileLock
 from engine.ids import new_call_id
@@ -169,14 +168,6 @@ def new_epoch(
         site.close()
     out.print(f"Epoch {epoch} began; events {lost.first} to {lost.last} of the one before are disclosed as lost.")
     return 0
-
-
-def told_to_end() -> threading.Event:
-    """Set on Ctrl-C or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from engine.cli.common import site_command, where
 from engine.cli.output import Format, err, fields, lines, out, print_json, text
 from engine.client_engine import ClientEngine
 from engine.doctor import examine
+from engine.ending import told_to_end
 from engine.errors import ArgumentInvalid, CallTimeout, EngineDown
 from engine.logs import set_up
 from engine.overview import overview, page_of
@@ -74,9 +75,7 @@ def up(
         listen(known.api_host, known.api_port, exactly=True).close()  # whoever names a port is told at once
     if os.environ.pop(DETACHED, "") != "yes" and detach:
         return _detached(workspace, timeout)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_end()
     with ClientEngine.open(
         site=name,
         workspace=chosen.folder,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 from engine.actors import set_process_actor
 from engine.aux.runner import AuxRunner
@@ -20,6 +18,7 @@ from engine.cell.sender import Sender
 from engine.comm import ring_of
 from engine.constants import ClientStatus, EventType, ExitCode
 from engine.core import Core
+from engine.ending import on_end
 from engine.errors import BadConfig
 from engine.job.commands import CHANNEL, Commands
 from engine.job.config import load
@@ -66,8 +65,7 @@ class JobProcess:
         except BadConfig as error:
             log.error("%s", error)
             return self.ends_with(ExitCode.CONFIG_ERROR)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told_to_end)
+        on_end(self._told_to_end)
         self.core = Core(self.site, rests=True)
         self._await_record()
         job, server = self.grant.job, self.grant.server
@@ -151,10 +149,10 @@ class JobProcess:
                 return  # an abort waits for nobody: its keeper knows what became of us
             time.sleep(PAUSE)
 
-    def _told_to_end(self, number: int, frame: FrameType | None) -> None:
+    def _told_to_end(self) -> None:
         self._told.set()
         if hasattr(self, "tasks"):
-            threading.Thread(target=self.tasks.end, name="end", daemon=True).start()
+            self.tasks.end()
 
 
 def _error_log(run: Path) -> logging.Handler:

@@ -12,7 +12,7 @@ from engine.errors import JobUnknown
 from engine.ids import check_job_id
 from engine.status.desk import Desk
 from events.envelope import Event
-from events.read import job_slice, read, read_back
+from events.read import job_slice, last_position, read, read_back
 from events.subjects import SITE, job_of
 from events.vault import MARK
 
@@ -66,6 +66,7 @@ class EventFilter:
 
 def events_page(desk: Desk, asked: EventFilter) -> dict[str, Any]:
     """A page of events. It may be short, or empty, where few of many fit: ``next`` goes on from there."""
+    end = last_position(desk.store)
     source = _job_events(desk, asked) if asked.job is not None else _site_events(desk, asked)
     items: list[Event] = []
     last, more = None, False
@@ -83,6 +84,7 @@ def events_page(desk: Desk, asked: EventFilter) -> dict[str, Any]:
         "next": last if more else None,
         "previous": items[0].position if items and asked.cursor else None,
         "order": "desc" if asked.down else "asc",
+        "end": end,
     }
 
 

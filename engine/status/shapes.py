@@ -153,6 +153,7 @@ class EventPage(Page):
 
     items: list[Event]
     previous: str | None = Field(description="cursor for the other direction")
+    end: str = Field(description="the log's end before it was read: from there on a stream has what comes after")
     order: Literal["asc", "desc"]
 
 

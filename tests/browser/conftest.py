@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
 
 from tests.status.served import Served, served
 from tests.support import kill, processes_with
@@ -55,16 +55,18 @@ def context(browser: Browser, site: Served) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext) -> Page:
-    """A page that fails the test where a script of it fails, or asks something."""
-    made = context.new_page()
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page that fails the test where a script of it fails, or asks something, on whichever page that was."""
+    made, broken = context.new_page(), []
 
-    def fail(what: object) -> None:
-        made.evaluate("what => { window.broken = what }", str(what))
+    def asks(dialog: Dialog) -> None:
+        broken.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
-    made.on("pageerror", fail)
-    made.on("dialog", lambda dialog: (fail(f"dialog: {dialog.message}"), dialog.dismiss()))
-    return made
+    made.on("pageerror", lambda error: broken.append(str(error)))
+    made.on("dialog", asks)
+    yield made
+    assert broken == []
 
 
 def sign_in(page: Page, token: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -25,6 +26,7 @@ PAGES = (
 
 def test_a_page_moves_by_itself_when_something_happens(site: Served, page: Page) -> None:
     page.goto("/")
+    expect(page.locator("#live")).to_be_visible()
     expect(page.locator("#live")).to_have_text("live")
     site.run("moves", folder_of(site), *SLEEPER, wait="running")
     row = page.locator("[data-part=waits]").get_by_role("row", name="moves")
@@ -34,7 +36,6 @@ def test_a_page_moves_by_itself_when_something_happens(site: Served, page: Page)
     site.engine.abort_app("moves")
     expect(page.locator("[data-part=sentence]")).to_contain_text("aborted")
     expect(page.locator(".node.here")).to_have_text("aborted")
-    assert page.evaluate("window.broken") is None
 
 
 def test_the_site_is_always_named_and_what_went_wrong_is_told_with_a_hint(site: Served, page: Page) -> None:
@@ -49,7 +50,6 @@ def test_the_site_is_always_named_and_what_went_wrong_is_told_with_a_hint(site: 
     expect(card).to_contain_text("3 (")
     expect(card.locator("pre")).to_have_text("<img src=x onerror=alert(1)>")
     expect(card).to_contain_text("Hint")
-    assert page.evaluate("window.broken") is None
 
 
 def test_the_slider_rewinds_the_whole_page_and_leads_back_to_now(site: Served, page: Page) -> None:
@@ -58,20 +58,21 @@ def test_the_slider_rewinds_the_whole_page_and_leads_back_to_now(site: Served, p
     events = list(read_job(site.engine.site.jobs.store, "well"))
     slider = page.get_by_label("Look back")
     slider.focus()
-    for _ in range(len(events) - 4):
+    asked = next(event.version for event in events if event.type == "StartRequested")
+    for _ in range(len(events) - asked):
         slider.press("ArrowLeft")
-    expect(page.locator("[data-part=sentence]")).to_contain_text("As it was at version 4")
-    expect(page.locator("[data-part=sentence]")).to_contain_text(events[3].type)
+    expect(page.locator("[data-part=sentence]")).to_contain_text(f"As it was at version {asked}")
+    expect(page.locator("[data-part=sentence]")).to_contain_text("StartRequested")
     expect(page.locator("[data-part=sentence] .state").first).to_have_text("starting")
     expect(page.locator(".node.here")).to_have_text("starting")
     expect(page.locator("[data-part=commands]")).to_have_count(0)
-    expect(page.locator("[data-part=events] tbody tr")).to_have_count(4)
-    assert "at=4" in page.url
+    expect(page.locator("[data-part=events] tbody tr")).to_have_count(asked)
+    assert f"at={asked}" in page.url
     slider.press("End")
     expect(page.locator("[data-part=sentence]")).not_to_contain_text("As it was")
     expect(page.locator(".node.here")).to_have_text("finished")
+    expect(page.locator("#live")).to_be_visible()
     expect(page.locator("#live")).to_have_text("live")
-    assert page.evaluate("window.broken") is None
 
 
 def test_an_operator_commands_with_a_reason_and_the_record_says_who(site: Served, page: Page) -> None:
@@ -93,7 +94,6 @@ def test_an_operator_commands_with_a_reason_and_the_record_says_who(site: Served
     assert asked["actor"] == {"id": "olga", "kind": "person", "auth": "token", "via": "api"}
     assert asked["body"]["reason"] == "<script>alert('why')</script>"
     expect(commands.get_by_role("button")).to_have_text(["Start", "Delete run folder"])
-    assert page.evaluate("window.broken") is None
 
 
 def test_a_command_on_what_has_changed_meanwhile_is_refused_and_says_so(site: Served, page: Page) -> None:
@@ -135,7 +135,8 @@ def test_a_job_with_100_000_events_opens_with_a_window_of_them(site: Served, pag
     expect(page.locator("[data-part=events] tbody tr")).to_have_count(50)
     expect(page.locator("[data-part=events]")).to_contain_text(str(version))
     expect(page.locator("[data-part=line] .bar").first).to_be_attached()
-    site.fed()
+    page.goto("about:blank")
+    site.fed(120)
     page.goto("/jobs/long?at=55555")
     expect(page.locator("[data-part=sentence]")).to_contain_text("As it was at version 55555")
     expect(page.locator("[data-part=events] tbody tr").first).to_contain_text("55555")
@@ -177,7 +178,6 @@ def test_events_are_searched_and_followed_and_held_back_while_somebody_reads(sit
     expect(page.locator("#feed tbody tr").first).to_contain_text("pid=41")
     page.get_by_label("Follow").check()
     expect(page.locator("#feed tbody tr").first).to_contain_text("pid=42")
-    assert page.evaluate("window.broken") is None
 
 
 def test_a_lost_connection_is_told_and_gone_on_from_without_a_gap_or_a_double(site: Served, page: Page) -> None:
@@ -208,6 +208,7 @@ def test_a_lost_connection_is_told_and_gone_on_from_without_a_gap_or_a_double(si
 
 def test_with_the_record_away_the_page_says_so_and_recovers(site: Served, page: Page) -> None:
     page.goto("/jobs/well")
+    expect(page.locator("#live")).to_be_visible()
     expect(page.locator("#live")).to_have_text("live")
     record = next(server for server in site.engine.site.servers.embedded if server.role == "record")
     pid = record.pid()
@@ -216,8 +217,13 @@ def test_with_the_record_away_the_page_says_so_and_recovers(site: Served, page: 
         """() => { window.told = []; const away = document.getElementById('away');
         new MutationObserver(() => window.told.push(away.textContent)).observe(away, {childList: true}); }"""
     )
-    kill(pid)  # the pool starts it again
-    until(lambda: page.evaluate("window.told.some(text => text.includes('The record is away'))"), 30)
+    pool = site.engine._pool.process.pid
+    kill(pool, signal.SIGSTOP)  # who starts it again does not, for a moment
+    try:
+        kill(pid)
+        until(lambda: page.evaluate("window.told.some(text => text.includes('The record is away'))"), 30)
+    finally:
+        kill(pool, signal.SIGCONT)
     expect(page.locator("#away")).to_be_hidden(timeout=30_000)
     expect(page.locator("[data-part=sentence]")).to_contain_text("finished")
     site.run("after", folder_of(site), "true")

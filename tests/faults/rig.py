@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from engine.client_engine import ClientEngine
 from engine.files import read_json
 from engine.fold import JobState
@@ -55,7 +57,17 @@ class Rig:
         self.up = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=env, start_new_session=True
         )
-        until(lambda: owner_of(self.workspace), 20, f"the site does not come up: {self.said()}")
+        until(lambda: owner_of(self.workspace), 60, f"the site does not come up: {self.said()}")
+        if pool == "own":
+            until(self._workers_there, 60, f"no workers: {self.said()}")
+
+    def _workers_there(self) -> bool:
+        """Both kinds of workers have come up: what is asked of them next does not wait for that."""
+        try:
+            with redis.Redis.from_url(self.server("fabric").url) as client:
+                return all(client.scard(f"rq:workers:{SITE}-{kind}") for kind in ("work", "io"))
+        except redis.RedisError:
+            return False
 
     def said(self) -> str:
         """The end of what ``up`` and the pool printed."""
@@ -123,13 +135,15 @@ class Rig:
     def fault(self, place: str, action: str) -> None:
         """The next process that passes a place is killed or stopped."""
         (self.faults / f"{place}.pid").unlink(missing_ok=True)
-        (self.faults / place).write_text(action)
+        beside = self.faults / f".{place}"
+        beside.write_text(action)
+        beside.rename(self.faults / place)  # whoever passes reads all of it
 
     def resume(self, place: str) -> None:
         """A process that a fault stopped goes on."""
         kill(self.struck(place), signal.SIGCONT)
 
-    def struck(self, place: str, seconds: float = 20) -> int:
+    def struck(self, place: str, seconds: float = 60) -> int:
         """Wait until a fault has struck; the pid it struck."""
         path = self.faults / f"{place}.pid"
         until(lambda: path.exists() and path.read_text(), seconds, f"nobody passed {place}: {self.said()}")

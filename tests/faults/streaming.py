@@ -127,7 +127,9 @@ class Slowly(ConsumerFactory):
 
 
 def _stream(engine: ClientEngine, count: int, name: str) -> None:
-    producer = Numbers(count, ends=lambda r: None if r["server"].get_return_code() == ReturnCode.OK else False)
+    producer = Numbers(
+        count, timeout=60.0, ends=lambda r: None if r["server"].get_return_code() == ReturnCode.OK else False
+    )
     code, _ = engine.stream_objects("c", "slow", {}, ["server"], producer, engine.new_context())
     _say("streamed", name=name, code=str(code), why=str(producer.replies[-1]["server"].get_header("__why__", "")))
 

@@ -66,6 +66,7 @@ def test_L5_an_app_that_ends_while_nobody_is_there_is_recorded_by_the_next_engin
     rig.start_app("job")
     exit_file = rig.workspace.attempt("job", 1) / "exit.json"
     rig.kill_up()
+    until(rig.pool_gone, 20)
     go.touch()
     until(exit_file.exists, 20)
     rig.start()

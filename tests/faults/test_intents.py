@@ -64,7 +64,7 @@ def test_a_delete_that_cannot_finish_is_given_up_and_says_why(rig: Rig) -> None:
     finally:
         found = next(path for path in rig.root.rglob("stuck") if path.is_mount())
         subprocess.run(["umount", str(found)], check=True)
-    with rig.client() as engine:
+    with rig.client(delete_timeout=30) as engine:
         assert engine.delete_run("job").startswith("Delete run folder")
     rig.check()
     assert not list(rig.workspace.trash.iterdir())
@@ -91,10 +91,12 @@ def test_two_starts_at_once_launch_one_app(rig: Rig, tmp_path: Path) -> None:
 
     runs = tmp_path / "runs"
     rig.start()
-    rig.deploy("job", *counting_app(runs, "sleep 1"))
+    done = tmp_path / "done"
+    rig.deploy("job", *counting_app(runs, f"while [ ! -e {done} ]; do sleep 0.05; done"))
     with rig.client() as one_engine, rig.client() as other, ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(_outcome, engine, "job") for engine in (one_engine, other, one_engine, other)]
         answers = [future.result() for future in asked]
+        done.touch()
         assert sum(answer == "Start the client app..." for answer in answers) == 1, answers
         in_state(one_engine.site.jobs, "job", "finished")
     rig.check()

@@ -77,8 +77,7 @@ def test_a_job_that_dies_in_a_task_leaves_every_message_with_one_outcome(rig: Ri
         in_state(engine.site.jobs, "job", "failed", "aborted")
         each_has_one_outcome(engine.site.jobs.store)
         assert set(server.handled.values()) == {1}
-        state = engine.site.jobs.load("job").state
-        assert state.get("messages_out") == str(len(server.handled)) or int(state["messages_out"]) > 20
+        assert int(engine.site.jobs.load("job").state["messages_out"]) >= len(server.handled)
     rig.check()
 
 
@@ -102,13 +101,14 @@ def test_who_asks_a_job_that_dies_is_answered_in_time(rig: Rig, tmp_path: Path) 
         for thread in threads:
             thread.join(10)
         assert len(answers) == 8
-        assert max(seconds for seconds, _ in answers) < 4.0
+        assert max(seconds for seconds, _ in answers) < 8.0
         assert {code for _, code in answers} <= {
             CellReturnCode.INVALID_REQUEST,
             CellReturnCode.TIMEOUT,
             CellReturnCode.TARGET_UNREACHABLE,
         }
         in_state(engine.site.jobs, "job", "failed", "aborted")
+        until(lambda: not engine.core.view.get("job").live, 10)
         dead = engine.send_to_job("job", "nobody", "hears", Message(payload=Shareable()), 2.0)
         assert dead.return_code == CellReturnCode.TARGET_UNREACHABLE
         assert "NOT_LIVE" in dead.get_header("error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,12 @@ def test_two_drains_of_one_lane_are_one(bare: ClientEngine, collecting: None) ->
     with peer(bare.site.servers.fabric_url) as server:
         for _ in range(200):
             bare.aux_runner.send("topic", _request(), 0, bare.new_context())
-        threads = [threading.Thread(target=Drain(bare.site, LANE).run) for _ in range(4)]
+
+        def drain() -> None:
+            with suppress(WorkRefused):  # it stalled, and another took the lane
+                Drain(bare.site, LANE).run()
+
+        threads = [threading.Thread(target=drain) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

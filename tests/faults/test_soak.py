@@ -13,7 +13,7 @@ from engine.owner import owner_of
 from events.errors import FlightlogError
 from tests.faults.rig import SETTLE, Rig, counting_app, runs_of
 from tests.faults.test_servers_die import wipe
-from tests.support import ENDS, kill, processes_with, until
+from tests.support import ENDS, command_of, kill, processes_with, until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -85,21 +85,14 @@ def _kill_engine(rig: Rig, chance: random.Random) -> None:
 
 def _kill_pool(rig: Rig, chance: random.Random) -> None:
     for pid in processes_with("workers\0pool\0"):
-        if str(rig.root) in Path(f"/proc/{pid}/cmdline").read_text():
+        if str(rig.root) in command_of(pid):
             kill(pid)
 
 
 def _kill_worker(rig: Rig, chance: random.Random) -> None:
-    found = [p for p in processes_with("workers\0worker\0") if str(rig.root) in _command(p)]
+    found = [p for p in processes_with("workers\0worker\0") if str(rig.root) in command_of(p)]
     if found:
         kill(chance.choice(found))
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def _kill_record(rig: Rig, chance: random.Random) -> None:
@@ -111,7 +104,7 @@ def _kill_fabric(rig: Rig, chance: random.Random) -> None:
 
 
 def _kill_keeper(rig: Rig, chance: random.Random) -> None:
-    found = [p for p in processes_with("keeper") if str(rig.root) in _command(p)]
+    found = [p for p in processes_with("keeper") if str(rig.root) in command_of(p)]
     if found:
         kill(chance.choice(found))
 

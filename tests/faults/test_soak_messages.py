@@ -14,7 +14,7 @@ from engine.owner import owner_of
 from tests.faults.peer import Sending, callers_agree, each_has_one_outcome, peer
 from tests.faults.rig import Rig
 from tests.faults.test_servers_die import wipe
-from tests.support import kill, processes_with
+from tests.support import command_of, kill, processes_with, until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -35,6 +35,7 @@ def test_every_request_has_one_outcome_through_random_kills_and_no_handler_runs_
         sending = Sending(
             rig.root, tmp_path / "sending.log", count=10_000, timeout=TIMEOUT, threads=8, run_for=STEPS * 1.5
         )
+        until(lambda: server.handled, 60)  # its engine is a client of the one that is up
         for _ in range(STEPS):
             time.sleep(chance.uniform(0.2, 1.5))
             chance.choice(KILLS)(rig, chance)
@@ -56,7 +57,7 @@ def _engine(rig: Rig, chance: random.Random) -> None:
 
 
 def _some(rig: Rig, chance: random.Random, *words: str) -> None:
-    found = [pid for pid in processes_with("\0".join(words)) if str(rig.root) in _command(pid)]
+    found = [pid for pid in processes_with("\0".join(words)) if str(rig.root) in command_of(pid)]
     if found:
         kill(chance.choice(found))
 
@@ -85,13 +86,6 @@ def _at_a_place(rig: Rig, chance: random.Random) -> None:
 
 def _wipe(rig: Rig, chance: random.Random) -> None:
     wipe(rig)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 KILLS: tuple[Callable[[Rig, random.Random], None], ...] = (

@@ -18,7 +18,7 @@ from engine.context import FLContext
 from engine.shareable import Shareable
 from events.envelope import Actor, Event
 from events.read import last_position, read
-from tests.support import SITE, check_record, kill, opened, processes_with, until
+from tests.support import SITE, check_record, kill, opened, processes_with, ready, until
 
 AUX = "aux_communication"
 _numbers = iter(range(10**6))
@@ -39,7 +39,7 @@ def site_at(folder: Path, **options: Any) -> Iterator[ClientEngine]:
     """An engine for several tests, of which nothing runs on."""
     try:
         with opened(folder, **options) as engine:
-            yield engine
+            yield engine if options.get("pool") == "elsewhere" else ready(engine)
     finally:
         for _ in range(50):
             left = processes_with(str(folder))

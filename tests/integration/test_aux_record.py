@@ -45,7 +45,7 @@ def test_L1_a_message_whose_id_comes_again_later_is_not_handled_without_a_record
 ) -> None:
     name, seen = topic(), []
     shared.register_aux_message_handler(name, lambda topic, request, fl_ctx: (seen.append(1), Shareable())[1])
-    message = plant(shared, asked(), life=200, topic=name)
+    message = plant(shared, asked(), topic=name)
     until(lambda: since.of("AuxHandled"), 5)
     fabric = Fabric(shared.site.servers.fabric_url)
     assert fabric.client.delete(f"ff:{{{SITE}}}:seen:{message}") == 1  # the cell has forgotten it

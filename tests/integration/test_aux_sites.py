@@ -117,6 +117,7 @@ def test_L6_a_sealed_message_that_waits_for_a_receiver_is_ciphertext(two: Two) -
     ring = ring_of(one.site.workspace)
     fabric = Fabric(one.site.servers.fabric_url)
     fabric.announce("site-b.sleeper", "nobody reads", {})
+    fabric.client.pexpire("ff:{site-b.sleeper}:up", 60_000)
     assert ring.peer("site-b")
     since, name = Since(one), topic()
     to(one, "site-b.sleeper", name, Shareable({"w": SECRET}), 0.0, secure=True)

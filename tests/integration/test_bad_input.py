@@ -38,7 +38,17 @@ from events.envelope import Event
 from events.errors import FlightlogError, LogUnavailable, ServerUnsafe
 from events.read import last_position, read
 from events.store import Store
-from tests.support import SITE, check_record, in_state, kill, opened, processes_with, until, zip_of
+from tests.support import (
+    SITE,
+    check_record,
+    in_state,
+    kill,
+    opened,
+    processes_with,
+    ready,
+    until,
+    zip_of,
+)
 
 Call = Callable[[ClientEngine], Any]
 STARTED = "Start the client app..."
@@ -149,7 +159,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Iter
     folder = tmp_path_factory.mktemp("bad-input") / "ws"
     apps = tmp_path_factory.mktemp("apps")
     try:
-        with opened(folder) as engine:
+        with opened(folder, started_deadline=600) as engine:
+            ready(engine)
             assert engine.deploy_app("good", "resting", META, SITE, zip_of(apps / "a", "true")) == ""
             assert engine.deploy_app("good", "running", {}, SITE, zip_of(apps / "b", *SLEEP)) == ""
             assert engine.start_app("running", {}) == STARTED

@@ -90,8 +90,8 @@ def test_nothing_of_a_request_that_was_answered_is_left_on_the_fabric(fabric: Fa
             assert ask(site, "server", number).payload == number
         left = until(lambda: [k for k in fabric.client.keys("ff:*") if b"{" not in k and k != b"ff:cells"] == [], 5)
         assert left
-        assert fabric.client.xlen(inbox_of("server")) == 0
-        assert fabric.client.xlen(answers_of("site-1", site._token)) == 0
+        until(lambda: fabric.client.xlen(inbox_of("server")) == 0, 5)
+        until(lambda: fabric.client.xlen(answers_of("site-1", site._token)) == 0, 5)
 
 
 def test_a_cell_can_ask_itself(fabric: Fabric, url: str) -> None:
@@ -204,10 +204,10 @@ def test_a_second_cell_of_an_address_is_refused_while_the_first_lives(
 def test_a_cell_whose_address_is_taken_over_has_it_back_once_that_is_gone(fabric: Fabric, url: str) -> None:
     with there(url, "site-1", "server") as (site, server):
         handle(server, echo)
-        fabric.client.set(up_of("server"), "a stranger", px=2500)
+        fabric.client.set(up_of("server"), "a stranger", px=6000)
         until(lambda: not server.listening, 5)
         assert server.listening is False
-        until(lambda: server.listening, 10)
+        until(lambda: server.listening, 20)
         assert ask(site, "server").return_code == CellReturnCode.OK
 
 

@@ -105,9 +105,14 @@ class Place:
 
     def up(self) -> subprocess.Popen[str]:
         process = self.begin("up", "--site", "site-1", "--workers", "2")
-        until(lambda: process.poll() is not None or self.owner(), 20)
+        until(lambda: process.poll() is not None or self.is_up(), 60)
         assert process.poll() is None, process.communicate()
+        until(lambda: len(self.ok("status", "--json").json()["workers"]) == 2, 60)
         return process
+
+    def is_up(self) -> bool:
+        """It has said who it is: a command that comes now is its client."""
+        return (self.owner() or {}).get("purpose") == "up"
 
     def owner(self) -> dict[str, Any] | None:
         return owner_of(Workspace.find(self.root)) if (self.root / ".flightlog" / "site.json").exists() else None

@@ -69,7 +69,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> 
         (made.folder / name).write_text(text)
     made.app("counter", "true")
     made.begin("up", "--site", "site-1")
-    until(lambda: made("status").code == 0, 20)
+    until(made.is_up, 60)
     made.ok("deploy", "known", made.app("app", "true"))
     yield made
     made.end()
@@ -208,7 +208,7 @@ def test_a_file_is_sent_from_the_shell_and_the_transfers_show_it(federation: Pla
     assert hub.stderr is not None
     url = next(found[1] for line in hub.stderr if (found := re.search(r"FLIGHTLOG_FABRIC_URL=(\S+)", line)))
     federation.begin("up", "--site", "site-1", "--fabric-url", url)
-    until(lambda: federation("status").code == 0, 20)
+    until(federation.is_up, 60)
     data = bytes(range(256)) * 20_000
     (federation.folder / "model.bin").write_bytes(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.cell.message import CellChannel, CellReturnCode, Message
+from engine.client_engine import ClientEngine
 from engine.federation.job import ServerJob
 from engine.federation.server import FederationServer
 from engine.shareable import Shareable
@@ -14,6 +15,7 @@ from tests.integration.test_apps import ended
 from tests.integration.test_aux import Since
 from tests.integration.test_federation import actor, fabric_in, site
 from tests.integration.test_job_process import app, events, job
+from tests.support import until
 
 __all__ = ["job"]  # a fixture
 
@@ -78,11 +80,19 @@ def test_a_site_registers_anew_with_a_server_that_was_restarted_and_goes_on_with
         with FederationServer(tmp_path / "server", fabric_url=url) as second:
             assert second.sites == {}
             assert second.wait_for_sites(1, 10) == ["site-1"]
-            assert len([e for e in read(engine.site.jobs.store) if e.body.get("topic") == "register"]) == 2
+            until(lambda: _registered(engine) == 2, 10)
             found = second._jobs[job] = ServerJob(second, job, ["site-1"])
             assert found.broadcast_task("work", Shareable({"how": "echo", "data": 1}), 20)["site-1"]["data"] == 1
             second.abort(job)
             ended(engine, job)
+
+
+def _registered(engine: ClientEngine) -> int:
+    """How often it has registered, and was answered."""
+    events = list(read(engine.site.jobs.store))
+    answered = {e.body["id"] for e in events if e.type == "AuxReplied"}
+    asked = {e.body["id"] for e in events if e.type == "AuxRequested" and e.body["topic"] == "register"}
+    return len(answered & asked)
 
 
 def test_a_fabric_that_went_with_its_server_is_found_again_when_both_are_back(

@@ -77,7 +77,7 @@ def test_L9_another_engine_on_the_workspace_cannot_say_it_either(
 def test_L9_before_the_spawn_is_on_the_record_nobody_can_say_that_it_has_started(
     workspace: Path, tmp_path: Path
 ) -> None:
-    with opened(workspace, start_timeout=0.3) as engine:
+    with opened(workspace, start_timeout=5.0) as engine:
         assert engine.deploy_app("app", "job", {}, SITE, app(tmp_path)) == ""
         with engine.site.workspace.lock("job"):  # a worker has the launch, and waits
             begin_only(engine, "job")

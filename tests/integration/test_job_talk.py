@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine.calls.abort import abort
 from engine.cell.cell import FabricCell
 from engine.cell.message import CellReturnCode, Message, MessageHeaderKey
 from engine.client_engine import ClientEngine
@@ -60,7 +61,7 @@ def brought_to(engine: ClientEngine, job: str, state: str, folder: Path) -> None
     for word in {"starting": (), "finishing": (2, 3)}.get(state, (2,)):
         engine.notify_job_status(job, ClientStatus(word))
     if state in ("aborting", "aborted"):
-        engine.abort_app(job, heartbeat_cleanup=True)
+        abort(engine.core, job, origin="heartbeat", grace=20.0 if state == "aborting" else None, timeout=0)
     in_state(engine.site.jobs, job, state)
 
 

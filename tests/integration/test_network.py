@@ -32,6 +32,7 @@ from tests.support import (
     make_app,
     opened,
     processes_with,
+    ready,
     state_of,
     until,
     zip_of,
@@ -119,7 +120,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> It
     folder = tmp_path_factory.mktemp("network") / "ws"
     try:
         with opened(folder) as engine:
-            yield engine
+            yield ready(engine)
             check_record(engine.site.jobs.store)
     finally:
         for pid in processes_with(str(folder)):
@@ -240,7 +241,7 @@ def test_L8_an_abort_ends_all_processes_of_an_app_without_a_network(shared, job,
     until(lambda: output(shared, job) == "up\n")
     shared.abort_app(job)
     assert ended(shared, job).type == "AppAborted"
-    assert not [pid for pid in processes_with("sleep") if b"2345.6" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert not processes_with("sleep\0" + "2345.6")
 
 
 def test_a_start_with_resources_is_taken_off_the_network_as_well(workspace, tmp_path):
@@ -421,7 +422,7 @@ def test_without_the_right_to_make_a_network_namespace_an_app_gets_one_in_a_user
     stays = str(make_app(tmp_path / "stays", "sh", "-c", script, env={"UP": str(tmp_path / "up")}))
     assert flightlog("run", stays, "--job", "stays", "--network", "none", on=LESSER_ROOT).returncode == 0
     assert [e.body["killed"] for e in flightlog.events("stays") if e.type == "AppFinished"] == [2]
-    assert not [pid for pid in processes_with("sleep") if b"3456.7" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert not processes_with("sleep\0" + "3456.7")
 
 
 # --- where it cannot be had ---------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from events.envelope import Actor, Event
 from events.read import read
 from tests.integration.streams import Numbers, Seen, Taking
 from tests.integration.test_aux import Since
-from tests.support import QUICK, check_record, kill, processes_with, until
+from tests.support import QUICK, check_record, kill, processes_with, ready, until
 
 _topics = iter(range(10**6))
 
@@ -82,7 +82,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> I
                     for peer in rings:
                         if peer is not ring:
                             ring.trust(peer.public())
-                yield Parties(one, other, server)
+                yield Parties(ready(one), ready(other), server)
                 for engine in (one, other):
                     check_record(engine.site.jobs.store)
     finally:
@@ -208,10 +208,16 @@ def test_a_signal_in_the_middle_ends_it_at_both_ends_though_the_consumer_hangs(p
     topic, factory = parties.takes(lambda o: go.wait(20) and None)
     fl_ctx, signal = parties.one.new_context(), Signal()
     fl_ctx.set_prop(FLContextKey.RUN_ABORT_SIGNAL, signal, private=True, sticky=False)
-    threading.Timer(0.5, signal.trigger).start()
-    began = time.monotonic()
+    began: list[float] = []
+
+    def abort() -> None:
+        until(lambda: factory.made and factory.made[0].numbers)
+        began.append(time.monotonic())
+        signal.trigger()
+
+    threading.Thread(target=abort).start()
     assert parties.stream(topic, Numbers(50), fl_ctx=fl_ctx) == (ReturnCode.TASK_ABORTED, None)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began[0] < 10
     go.set()
     until(factory.made[0].over.is_set)
     assert factory.made[0].rc == ReturnCode.TASK_ABORTED
@@ -360,7 +366,7 @@ def test_a_target_that_takes_too_long_fails_and_the_others_go_on(parties: Partie
 
     topic, fast = parties.takes()
     parties.other.register_stream_processing("c", topic, Taking(hangs))
-    producer = Numbers(30, timeout=1.0)
+    producer = Numbers(30, timeout=3.0)
     try:
         assert parties.stream(topic, producer, "server", "site-2")[0] == ReturnCode.OK
     finally:
@@ -370,8 +376,8 @@ def test_a_target_that_takes_too_long_fails_and_the_others_go_on(parties: Partie
 
 
 def test_a_slow_transfer_that_progresses_does_not_fail_by_the_clock(parties: Parties) -> None:
-    topic, factory = parties.takes(lambda o: time.sleep(0.2))
-    producer = Numbers(16, timeout=0.6)  # in all it takes 3.2 s, and most of them wait for longer than theirs
+    topic, factory = parties.takes(lambda o: time.sleep(0.25))
+    producer = Numbers(16, timeout=2.0)  # in all it takes 4 s, and most of them wait for longer than theirs
     assert parties.stream(topic, producer)[0] == ReturnCode.OK
     assert factory.made[0].numbers == list(range(16))
 
@@ -491,9 +497,10 @@ def test_the_digest_of_the_whole_tells_content_from_content(parties: Parties, si
 
 def test_progress_is_recorded_once_a_second_at_most(parties: Parties, since: Since) -> None:
     topic, _ = parties.takes(lambda o: time.sleep(0.05))
+    began = time.monotonic()
     parties.stream(topic, Numbers(60))
     progress = since.of("TransferProgress")
-    assert 2 <= len(progress) <= 5
+    assert 2 <= len(progress) <= time.monotonic() - began + 1
     counts = [e.body["objects"] for e in progress]
     assert counts == sorted(counts)
     gaps = [int(b.ms) - int(a.ms) for a, b in itertools.pairwise(progress)]
@@ -532,17 +539,16 @@ def test_rubbish_in_an_inbox_hurts_nobody(parties: Parties, raw: bytes) -> None:
 
 
 def test_an_object_that_is_altered_on_its_way_is_asked_for_again(parties: Parties, since: Since) -> None:
-    stop = threading.Event()
+    stop, altered = threading.Event(), []
 
     def alter() -> None:
         with redis.Redis.from_url(parties.url) as client:
-            done = 0
-            while not stop.is_set() and done < 3:
+            while not stop.is_set() and len(altered) < 3:
                 for key in client.keys("ff:tx:" + "?" * 32):
                     for name, frame in client.hgetall(key).items():
                         if name.isdigit() and len(frame) > 2000 and frame[-1:] != b"X":
                             client.hset(key, name, frame[:-1] + b"X")
-                            done += 1
+                            altered.append(name)
 
     topic, factory = parties.takes(lambda o: time.sleep(0.01))
     thread = threading.Thread(target=alter)
@@ -552,6 +558,7 @@ def test_an_object_that_is_altered_on_its_way_is_asked_for_again(parties: Partie
     finally:
         stop.set()
         thread.join()
+    assert altered
     assert factory.made[0].numbers == list(range(60))
     assert all(o["data"] == bytes(3000) for o in factory.made[0].objects)
 
@@ -603,7 +610,7 @@ def test_a_producer_that_comes_back_late_has_nothing_handed_over(parties: Partie
         )
         thread = threading.Thread(target=run)
         thread.start()
-        time.sleep(0.3)
+        until(lambda: [e for e in read(engine.site.jobs.store) if e.type == "TransferOpened"])
         engine.shutdown_streamer()
         go.set()
         thread.join(10)
@@ -622,9 +629,9 @@ def test_what_was_answered_while_the_producer_was_at_work_is_no_timeout(parties:
 
     def slow(replies: Any) -> None:
         if len(producer.replies) == 1:
-            time.sleep(2.0)
+            time.sleep(5.0)
 
-    producer = Numbers(10, timeout=1.0, ends=slow)
+    producer = Numbers(10, timeout=3.0, ends=slow)
     assert parties.stream(topic, producer)[0] == ReturnCode.OK
     assert producer.codes == [{"server": "OK"}] * 10
     assert factory.made[0].numbers == list(range(10))
@@ -722,11 +729,11 @@ def test_a_file_for_a_job_that_nobody_knows_is_refused(parties: Parties, tmp_pat
 class Kept(ObjectConsumer):
     """Keeps numbers where the next process finds them."""
 
-    def __init__(self, kept: list[int]) -> None:
-        self.kept = kept
+    def __init__(self, kept: list[int], pause: list[float]) -> None:
+        self.kept, self.pause = kept, pause
 
     def consume(self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: Any) -> Any:
-        time.sleep(0.01)
+        time.sleep(self.pause[0])
         self.kept.append(shareable["number"])
         return True, None
 
@@ -737,9 +744,10 @@ class Kept(ObjectConsumer):
 class Keeps(ConsumerFactory):
     def __init__(self) -> None:
         self.kept: list[int] = []
+        self.pause = [0.1]  # seconds: long enough for a site to be closed in the middle
 
     def get_consumer(self, stream_ctx: StreamContext, fl_ctx: Any) -> ObjectConsumer:
-        return Kept(self.kept)
+        return Kept(self.kept, self.pause)
 
 
 def test_a_receiver_that_is_closed_and_opened_again_goes_on_with_what_its_consumer_kept(
@@ -753,9 +761,10 @@ def test_a_receiver_that_is_closed_and_opened_again_goes_on_with_what_its_consum
         thread = threading.Thread(target=lambda: results.append(parties.stream(topic, producer, "site-5")))
         thread.start()
         until(lambda: len(keeps.kept) > 20)
+    keeps.pause[0] = 0.0
     with ClientEngine.open(**options) as five:
         five.register_stream_processing("c", topic, keeps)
-        thread.join(30)
+        thread.join(60)
         assert results == [(ReturnCode.OK, None)]
         assert keeps.kept == list(range(300))
         assert producer.codes == [{"site-5": "OK"}] * 300

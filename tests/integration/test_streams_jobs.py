@@ -155,13 +155,13 @@ def test_nobody_is_sent_a_log_unless_the_site_says_so(
 def test_a_log_that_is_shared_is_at_the_server_as_it_grows_and_whole_in_the_end(
     shared: ClientEngine, server: FederationServer, job: str, tmp_path: Path
 ) -> None:
-    assert shared.deploy_app("app", job, {}, SITE, counting(tmp_path, 60, 0.05)) == ""
+    assert shared.deploy_app("app", job, {}, SITE, counting(tmp_path, 400, 0.05)) == ""
     with shared.acting_as("anna", reason="the server's team debugs it"):
         shared.share_log(job, "live")
     assert shared.start_app(job, {}) == STARTED
     until(lambda: "line 5" in logs(server, job).get("1-log.txt", ""), 20)
     assert shared.site.jobs.load(job).state.live
-    in_state(shared.site.jobs, job, "finished")
+    in_state(shared.site.jobs, job, "finished", seconds=60)
     until(lambda: logs(server, job).get("1-log.txt") == own_log(shared, job), 20)
     (said,) = [e for e in read_job(shared.site.jobs.store, job) if e.type == "LogSharingSet"]
     assert (said.body["what"], said.body["reason"]) == ("live", "the server's team debugs it")

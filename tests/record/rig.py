@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -35,7 +36,8 @@ def sealing(site: Site, **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.wait(15)
+        # It ended in order, or a test ended it.
+        assert process.wait(30) in (0, -signal.SIGKILL), (site.workspace.flight / "sealer.log").read_text()[-3000:]
 
 
 def begin(site: Site, **settings: Any) -> subprocess.Popen[bytes]:

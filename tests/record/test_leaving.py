@@ -87,8 +87,9 @@ def test_a_copy_that_cannot_be_recorded_is_not_there(
         assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize("links", [True, False])
 def test_a_file_system_without_files_that_have_no_name_does_as_well(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    links: bool, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     born(site, "job-1")
     feed(site, 20)
@@ -99,7 +100,16 @@ def test_a_file_system_without_files_that_have_no_name_does_as_well(
             raise OSError(errno.EOPNOTSUPP, "not here", str(path))
         return really(path, flags, *rest, **more)
 
+    linked = os.link
+
+    def unlinked(source: Any, *rest: Any, **given: Any) -> None:
+        if str(source).startswith("/proc/"):
+            raise OSError(errno.EPERM, "no links here")
+        linked(source, *rest, **given)
+
     monkeypatch.setattr(os, "open", refusing)
+    if not links:
+        monkeypatch.setattr(os, "link", unlinked)
     folder = tmp_path / "out"
     folder.mkdir()
     export(site, folder / "copy.zst")

@@ -26,7 +26,7 @@ from events.keep import to_disk
 from events.read import count, read, read_back
 from events.seal import Sealer, kept, kept_notes, latest
 from tests.record.rig import begin, born, feed, feed_site, run, sealing, verified
-from tests.support import SITE, kill, new_call, opened, until
+from tests.support import SITE, kill, new_call, opened, processes_with, types_of, until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -73,6 +73,8 @@ def test_a_second_sealer_waits_for_its_place(site: Site) -> None:
     with sealing(site) as first:
         until(lambda: sealed(site.workspace)["sealed"])
         with sealing(site):
+            # The other is there, and has to wait: nobody else is at its lock.
+            until(lambda: len(processes_with("workers\0sealer\0--workspace\0" + str(site.workspace.root))) == 2, 30)
             time.sleep(1.0)
             kill(first.pid)
             first.wait()
@@ -150,6 +152,7 @@ def test_replay_steps_through_a_job_and_finds_a_projection_that_was_changed(work
     with opened(workspace) as engine:
         run(engine, "job-1", tmp_path)
         jobs = engine.site.jobs
+        until(lambda: "JobSettled" in types_of(jobs.store, "job-1"))
         life = Replay(jobs, "job-1")
         states = [moment.state.state.value for moment in life]
         assert states[0] == "deploying"
@@ -158,7 +161,8 @@ def test_replay_steps_through_a_job_and_finds_a_projection_that_was_changed(work
             assert life[moment.version].state == moment.state
             assert life.at(moment.event.position).version == moment.version
         assert life[-1].version == len(life)
-        changes = life.changes(life[1].state, life[3].state)
+        deployed = next(moment for moment in life if moment.event.type == "DeploySucceeded")
+        changes = life.changes(life[1].state, deployed.state)
         assert changes["state"] == ("deploying", "deployed")
         assert check(jobs) == (1, [])
         store = jobs.store
@@ -199,6 +203,7 @@ def test_l2_a_rebuild_while_the_site_works_disturbs_nobody(site: Site) -> None:
         stop.set()
         thread.join()
     assert errors == []
+    assert slowest[0] < 5.0, "somebody waited for a rebuild"
     assert check(site.jobs) == (7, [])
 
 

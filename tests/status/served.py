@@ -19,7 +19,7 @@ from engine.calls.deploy import deploy
 from engine.client_engine import ClientEngine
 from engine.status.sockets import SOCKET, short
 from engine.status.tokens import Tokens
-from tests.support import SITE, in_state, kill, make_app, opened, until
+from tests.support import SITE, in_state, kill, make_app, opened, ready, until
 
 SLEEPER = ("sh", "-c", "echo here; sleep 60")
 
@@ -46,9 +46,10 @@ class Served:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def fed(self) -> None:
+    def fed(self, seconds: float = 30) -> None:
         """Wait until the read models are where the record is."""
-        until(lambda: self.get("/v1/egress", limit=1)["as_of"]["lag"] == 0, 30, "the read models do not catch up")
+        caught_up = lambda: self.get("/v1/egress", limit=1)["as_of"]["lag"] == 0  # noqa: E731
+        until(caught_up, seconds, "the read models do not catch up")
 
     def run(self, job: str, folder: Path, *command: str, wait: str | None = "finished", **config: Any) -> None:
         """Deploy an app and start it; wait for a state."""
@@ -62,7 +63,9 @@ class Served:
 @contextmanager
 def served(workspace: Path, env: dict[str, str] | None = None, **options: Any) -> Iterator[Served]:
     """A site, and its API on a free port."""
-    with opened(workspace, **options) as engine:
+    # A reconciler that is looked for has to be there, on a loaded machine too: its lease is three of its turns.
+    with opened(workspace, **{"reconcile_every": 5, "claim_deadline": 300, **options}) as engine:
+        ready(engine)
         tokens = Tokens(engine.site.workspace)
         operator, viewer = tokens.add("olga", "operator"), tokens.add("vera", "viewer")
         api = start_api(workspace, env)

@@ -255,7 +255,9 @@ def test_reads_are_recorded_with_who_asked_folded(tmp_path: Path) -> None:
             for e in read(up.engine.site.jobs.store)
             if e.type == "ReadsObserved"
         ]
-        assert ("vera", "GET /v1/lifecycle", "ok", 5) in seen
+        # By the minute, and a minute may have passed in between.
+        counts = [count for *what, count in seen if what == ["vera", "GET /v1/lifecycle", "ok"]]
+        assert (sum(counts), len(counts) <= 2) == (5, True)
         assert ("vera", "GET /v1/jobs/{job_id}", "refused:404", 1) in seen
         types = [e.type for e in read(up.engine.site.jobs.store)]
         assert ("ApiOpened" in types, "ApiClosed" in types) == (True, True)

@@ -162,15 +162,15 @@ def test_L1_in_every_history_a_message_is_open_or_has_one_outcome_and_waits_or_i
 def test_a_lane_has_one_owner_until_its_lease_is_over(real_store: Store) -> None:
     jobs, lanes = Jobs(real_store), Lanes(real_store)
     message = ask(jobs, deadline=60.0, attempts=3)
-    step = step_of(lanes, LANE, "one", 0.4)
+    step = step_of(lanes, LANE, "one", 2.0)
     assert (step.word, step.waiting, step.flying) == ("OK", 1, ())
     (waits,) = step.ids
     assert (waits.id, waits.attempts, waits.max, waits.reply) == (message, 0, 3, True)
     assert waits.deadline is not None
     assert 0 < waits.deadline - step.now <= 60_000
-    assert step_of(lanes, LANE, "other", 0.4).word == "HELD"
-    assert step_of(lanes, LANE, "one", 0.4).word == "OK"
-    until(lambda: step_of(lanes, LANE, "other", 5.0).word == "OK", 3)
+    assert step_of(lanes, LANE, "other", 2.0).word == "HELD"
+    assert step_of(lanes, LANE, "one", 2.0).word == "OK"
+    until(lambda: step_of(lanes, LANE, "other", 5.0).word == "OK", 10)
     assert step_of(lanes, LANE, "one", 5.0).word == "HELD"
     with pytest.raises(WorkRefused):
         begin(jobs, LANE, "one", [message], 1)
@@ -225,9 +225,9 @@ def test_a_lane_whose_owner_stalls_is_lonely_and_names_who_held_it(real_store: S
     jobs, lanes = Jobs(real_store), Lanes(real_store)
     ask(jobs)
     assert lanes.lonely(LANE, real_store.now_ms()) == ""
-    step_of(lanes, LANE, "one", 0.2)
+    step_of(lanes, LANE, "one", 1.0)
     assert lanes.lonely(LANE, real_store.now_ms()) is None
-    assert until(lambda: lanes.lonely(LANE, real_store.now_ms()), 3) == "h:1:2"
+    assert until(lambda: lanes.lonely(LANE, real_store.now_ms()), 10) == "h:1:2"
 
 
 def test_a_step_looks_at_so_many_and_no_more(real_store: Store) -> None:

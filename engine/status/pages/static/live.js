@@ -135,7 +135,8 @@
     if (seen) query.set("after", seen);
     source = new EventSource(`/v1/events/stream?${query}`);
     live.hidden = false;
-    source.onopen = () => { const was = trouble.line; trouble.line = false; tell(); if (was && !$("feed")) refresh(); };
+    // Between the page and its stream something may have come.
+    source.onopen = () => { trouble.line = false; tell(); if (!$("feed")) refresh(); };
     source.onerror = () => {
       trouble.line = true;
       tell();
@@ -216,7 +217,7 @@
       }
       const page = await answer.json();
       for (const event of page.items) body.append(row(event));
-      if (page.items.length && !seen) seen = page.items[0].position;
+      if (!seen) seen = page.items.length ? page.items[0].position : page.end;
       oldest = page.next;
       $("older").hidden = !page.next;
       count();
