@@ -100,9 +100,6 @@ class SealerDuty:
         """One look; whether there is more to seal at once."""
         note = self.sealer.step()
         self._erasures_due |= note is not None and Erased.name() in self.sealer.types
-        if self._erasures_due:
-            finish_upto(self.site, self.sealer.position)
-            self._erasures_due = False
         if note is not None:
             self._record(note)
         store, settings = self.jobs.store, self.site.settings
@@ -113,6 +110,9 @@ class SealerDuty:
             self._witness()
         if self.sealer.note is not None:
             self._witnessed = witnessed(self.site.workspace, self.sealer.note.checkpoint.origin)
+        if self._erasures_due:  # last: what cannot be removed keeps nothing from being sealed
+            finish_upto(self.site, self.sealer.position)
+            self._erasures_due = False
         return note is not None and note.checkpoint.size - self._recorded_size > RECORD_EVENTS
 
     def _record(self, note: Note) -> None:

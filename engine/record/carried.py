@@ -56,13 +56,7 @@ def _verify_part(file: ExportFile, source: Source) -> Report:
     if not signed.signed_by([key for key in keys if key.name == file.log]):
         check.bad(0, "", "its checkpoint is not signed with a key of the site")
     for other in others:
-        if other.checkpoint.size != point.size:
-            raise Unverifiable(
-                f"your checkpoint is over {other.checkpoint.size} events, the file's over {point.size}: "
-                "a part cannot be compared with it",
-                "have the whole exported",
-            )
-        if other.checkpoint.root != point.root:
+        if other.checkpoint.size == point.size and other.checkpoint.root != point.root:
             check.bad(0, "", "its checkpoint is not the one that you have of this size")
     versions: dict[str, int] = {}
     job, since = file.head.get("job"), file.head.get("since")
@@ -91,6 +85,13 @@ def _verify_part(file: ExportFile, source: Source) -> Report:
     report.checkpoints = 1
     if by := check.vouching(signed):
         report.witnessed, report.witnessed_by = report.signed, by
+    beside = [other.checkpoint.size for other in others if other.checkpoint.size != point.size]
+    if beside and not report.problems:
+        raise Unverifiable(
+            f"your checkpoint is over {beside[0]} events, the file's over {point.size}: "
+            "a part cannot be compared with it",
+            "have the whole exported",
+        )
     return report
 
 

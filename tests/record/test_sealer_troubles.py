@@ -18,6 +18,7 @@ from events.epochs import open_epoch
 from events.read import count, read
 from events.seal import Sealer, latest
 from events.signing import Keys
+from tests.histories import body
 from tests.record.rig import born, feed_site, sealing, verified
 from tests.support import new_call, until
 from workers.sealer import SealerDuty
@@ -95,3 +96,30 @@ def test_a_checkpoint_of_a_new_epoch_is_witnessed_though_the_log_is_shorter_than
         with sealing(site, witness=server.url, witness_every=0.1):
             until(lambda: 20 < sealed(site.workspace)["witnessed"] < 60, 15, "the new epoch is not witnessed")
         assert verified(site).witnessed > 20
+
+
+def test_what_cannot_be_removed_of_an_erased_job_keeps_nothing_from_being_sealed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born(site, "job-1")
+    site.jobs.note(new_call(), [body("Erased", lives=0)], "job-1")
+    stuck = [True]
+
+    def refused(*_: object) -> None:
+        if stuck[0]:
+            raise PermissionError(13, "Permission denied", "log.txt")
+
+    monkeypatch.setattr("engine.record.erasing.finish", refused)
+    monkeypatch.setattr("workers.sealer.PAUSE", 0.05)
+    stop = threading.Event()
+    thread = threading.Thread(target=SealerDuty(site).run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: "log.txt" in (sealed(site.workspace)["broken"] or ""), 15, "it is not told")
+        feed_site(site, 20)
+        until(lambda: sealed(site.workspace)["sealed"] >= 22, 15, "nothing is sealed any more")
+        stuck[0] = False
+        until(lambda: not sealed(site.workspace)["broken"], 15, "it is not tried again")
+    finally:
+        stop.set()
+        thread.join(15)
