@@ -199,15 +199,18 @@ def test_what_an_app_leaves_behind_ends_with_it(rig: Rig, tmp_path: Path) -> Non
     rig.check()
 
 
-def test_L8_an_abort_with_the_record_full_ends_the_app_and_is_recorded_once_there_is_room(
-    rig: Rig, tmp_path: Path
+@pytest.mark.parametrize(
+    ("setting", "refuses", "takes"), [("maxmemory", 1, 0), ("min-replicas-to-write", 1, 0)], ids=["full", "read only"]
+)
+def test_L8_an_abort_with_a_record_that_takes_no_writes_ends_the_app_and_is_recorded_once_it_does(
+    rig: Rig, tmp_path: Path, setting: str, refuses: int, takes: int
 ) -> None:
     rig.start()
     rig.deploy("job", *counting_app(tmp_path / "runs", "sleep 1000"))
     rig.start_app("job")
     pid = rig.identity("job")["pid"]
     record = connect(rig.server("record").url)
-    record.config_set("maxmemory", 1)
+    record.config_set(setting, refuses)
     told = subprocess.run(
         [Path(sys.executable).with_name("flightlog"), "abort", "job", "-w", str(rig.root), "--grace", "1"],
         capture_output=True,
@@ -218,7 +221,7 @@ def test_L8_an_abort_with_the_record_full_ends_the_app_and_is_recorded_once_ther
     assert told.returncode == 0, told.stderr
     assert "on disk" in told.stderr
     until(lambda: start_ticks(pid) is None, 15, "the app runs on")
-    record.config_set("maxmemory", 0)
+    record.config_set(setting, takes)
     record.close()
     rig.in_state("job", "aborted")
     rig.check()
