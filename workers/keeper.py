@@ -282,6 +282,7 @@ def keep(spec: Spec, identity: Spec, wake: int, by: str) -> None:
     killed += sweep(
         spec, identity, app, wake, LEFTOVER_GRACE if asked_at is None else asked_at + grace - time.monotonic()
     )
+    rc, which = rc_file(spec)
     # The app is still a zombie of ours: if we die before this is on disk, the other half can read its code.
     end(
         {
@@ -291,14 +292,11 @@ def keep(spec: Spec, identity: Spec, wake: int, by: str) -> None:
             "signalled_before": os.path.exists("signalled.json"),
             "killed": killed,
             "seconds": seconds,
-            "rc_file": rc_file(spec),
+            "rc_file": rc,
             "by": by,
         }
     )
-    try:
-        os.unlink(os.path.join(spec["run"], RC_FILE))
-    except OSError:
-        pass
+    forget_rc(spec, which)
     reap(0)
 
 
@@ -418,17 +416,34 @@ def order_of() -> Spec:
     return read("../abort")
 
 
-def rc_file(spec: Spec) -> str | None:
-    """What the job wrote about its own return code (reference 2.3)."""
+def rc_file(spec: Spec) -> tuple[str | None, tuple[int, ...]]:
+    """What the job wrote about its own return code (reference 2.3), and which file that was."""
     try:
         fd = os.open(os.path.join(spec["run"], RC_FILE), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
-        return None
+        return None, ()
     try:
+        found = os.fstat(fd)
         # A pipe in its place would keep us waiting for ever.
-        return os.read(fd, 200).decode(errors="replace") if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        text = os.read(fd, 200).decode(errors="replace") if stat.S_ISREG(found.st_mode) else None
+        return text, which_file(found)
     finally:
         os.close(fd)
+
+
+def which_file(found: os.stat_result) -> tuple[int, ...]:
+    """This very file: an inode's number is soon another's."""
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def forget_rc(spec: Spec, which: tuple[int, ...]) -> None:
+    """Remove what was read of a return code; once the end is on disk, the next attempt may have written its own."""
+    path = os.path.join(spec["run"], RC_FILE)
+    try:
+        if which_file(os.stat(path, follow_symlinks=False)) == which:
+            os.unlink(path)
+    except OSError:
+        pass
 
 
 def listen() -> int:

@@ -122,6 +122,23 @@ def test_a_caretaker_that_does_not_look_any_more_can_be_seen(rig: Rig, monkeypat
         os.kill(pool, signal.SIGCONT)
 
 
+def test_L5_what_the_next_attempt_says_of_its_return_code_is_not_removed_with_the_last_ones(tmp_path: Path) -> None:
+    spec, path = {"run": str(tmp_path)}, tmp_path / keeper.RC_FILE
+    path.write_text("9")
+    text, which = keeper.rc_file(spec)
+    assert text == "9"
+    path.unlink()  # by the launch of the next
+    for _ in range(50):  # until the inode is the same, where the file system is quick to use it again
+        path.write_text("3")
+        keeper.forget_rc(spec, which)
+        assert path.read_text() == "3"
+        path.unlink()
+    path.write_text("9")
+    keeper.forget_rc(spec, keeper.rc_file(spec)[1])
+    assert not path.exists()
+    assert keeper.rc_file(spec) == (None, ())
+
+
 def test_of_several_ups_at_once_one_owns_the_site_and_the_others_say_so(rig: Rig) -> None:
     env = {**os.environ, "FLIGHTLOG_LEASE": "1.5"}
     command = [sys.executable, "-P", "-m", "engine.cli", "up", "--site", SITE, "-w", str(rig.root), "--workers", "1"]

@@ -46,8 +46,10 @@ def test_L7_a_sealer_that_is_killed_again_and_again_signs_one_history(site: Site
     signed: dict[int, bytes] = {}
     try:
         for _ in range(6):
+            before = latest(site.workspace.seal)
             sealer = begin(site, segment=200, keep=300)
-            time.sleep(0.7 + dice.random())
+            until(lambda was=before: latest(site.workspace.seal) != was, 60, "it signs nothing")  # it is at work
+            time.sleep(dice.random())
             kill(sealer.pid)
             sealer.wait()
             note = latest(site.workspace.seal)
@@ -57,6 +59,7 @@ def test_L7_a_sealer_that_is_killed_again_and_again_signs_one_history(site: Site
     finally:
         stop.set()
         thread.join()
+    assert len(signed) >= 3
     seal_now(site)
     report = verified(site)
     assert report.verdict == "SITE-SIGNED", f"seed {seed}"

@@ -214,7 +214,10 @@ def test_l7_sealer_and_signer_are_killed_again_and_again_and_sign_one_history(si
     dice = random.Random(seed)
     signed: dict[int, bytes] = {}
     for turn in range(4):
+        before = latest(site.workspace.seal)
         with sealing(site, segment=200, keep=300) as sealer:
+            feed(site, 1)
+            until(lambda was=before: latest(site.workspace.seal) != was, 60, "it signs nothing")  # it is at work
             for _ in range(8):
                 feed(site, 25)
                 time.sleep(dice.random() / 20)

@@ -69,7 +69,7 @@ def test_a_log_of_a_strangers_own_is_not_this_one_though_a_witness_cosigned_it(
         assert any("another log" in one.what or "is of" in one.what for one in report.problems)
     else:
         # Nothing within it can say whose it is: the name of its log, and its key, are all that one has.
-        assert (report.verdict, report.witnessed_by) != ("DAMAGED", [])
+        assert (report.verdict, report.problems) == ("WITNESSED", [])
 
 
 def test_a_key_of_another_name_does_not_take_a_logs_place_at_the_witness(tmp_path: Path) -> None:
