@@ -240,6 +240,14 @@ def test_everything_can_be_done_with_the_keyboard_alone(site: Served, page: Page
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
     _tab_to(page, "keys")
+    # What happens meanwhile takes nobody from where they are.
+    for number in range(3):
+        note = ServerAdopted(server="record", pid=number, started=False)
+        site.engine.site.jobs.note(site.engine.site.system_call(f"meanwhile:{number}"), [note])
+        expect(page.locator("[data-part]", has_text="Last events").get_by_text("ServerAdopted")).to_have_count(
+            number + 1
+        )
+        expect(page.locator(":focus")).to_have_text("keys")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("keys")
     _tab_to(page, "", "at")

@@ -85,12 +85,29 @@
       last = there;
       if (there.innerHTML === part.innerHTML || busy(there)) continue;
       const open = [...there.querySelectorAll("details")].map((one) => one.open);
+      const back = focused(there);
       there.innerHTML = part.innerHTML;
+      if (back) back();
       there.querySelectorAll("details").forEach((one, index) => { one.open = open[index] || false; });
     }
     for (const gone of parts.values()) if (!busy(gone)) gone.remove();
     const title = fresh.querySelector("title");
     if (title) document.title = title.textContent;
+  }
+
+  // Who has come somewhere with the keyboard stays there, though what is there is made anew.
+  const reachable = "a[href], button, summary, [tabindex]";
+  const told = (one) => `${one.tagName} ${one.getAttribute("href")} ${one.getAttribute("name")} ${one.textContent.trim()}`;
+  function focused(part) {
+    const at = document.activeElement;
+    const place = [...part.querySelectorAll(reachable)].indexOf(at);
+    if (place < 0) return null;
+    const was = told(at);
+    return () => {
+      const all = [...part.querySelectorAll(reachable)];
+      const next = all.find((one) => told(one) === was) || all[Math.min(place, all.length - 1)];
+      if (next) next.focus({ preventScroll: true });
+    };
   }
 
   // What somebody types or drags is left alone.
