@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,20 @@ from workers.sealer import SealerDuty
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 
 
+@contextmanager
+def at_work(site: Site) -> Iterator[None]:
+    """A sealer in this process."""
+    stop = threading.Event()
+    thread = threading.Thread(target=SealerDuty(site).run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
 def test_where_nothing_can_be_sealed_it_is_still_said_that_there_is_no_room(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,16 +52,9 @@ def test_where_nothing_can_be_sealed_it_is_still_said_that_there_is_no_room(
         raise EngineDown("the signer does not answer", "start it")
 
     monkeypatch.setattr(Sealer, "step", away)
-    stop = threading.Event()
-    thread = threading.Thread(target=SealerDuty(tight).run, args=(stop,))
-    thread.start()
-    try:
+    with closing(tight), at_work(tight):
         until(lambda: site.jobs.store.client.get(site.jobs.store.keys.full), 15, "nobody says it")
         until(lambda: "signer" in (sealed(site.workspace)["broken"] or ""), 15)
-    finally:
-        stop.set()
-        thread.join(15)
-        tight.close()
 
 
 def test_a_signature_that_failed_is_tried_again_and_called_no_damage(
@@ -63,15 +72,9 @@ def test_a_signature_that_failed_is_tried_again_and_called_no_damage(
 
     monkeypatch.setattr(Keys, "sign", failing)
     monkeypatch.setattr("workers.sealer.PAUSE", 0.05)
-    stop = threading.Event()
-    thread = threading.Thread(target=SealerDuty(site).run, args=(stop,))
-    thread.start()
     said: set[str] = set()
-    try:
+    with at_work(site):
         until(lambda: said.add(sealed(site.workspace)["broken"] or "") or sealed(site.workspace)["sealed"] >= 21, 15)
-    finally:
-        stop.set()
-        thread.join(15)
     assert len(failed) == 2
     assert not [one for one in said if "missing" in one]
     assert verified(site).verdict == "SITE-SIGNED"
@@ -111,15 +114,9 @@ def test_what_cannot_be_removed_of_an_erased_job_keeps_nothing_from_being_sealed
 
     monkeypatch.setattr("engine.record.erasing.finish", refused)
     monkeypatch.setattr("workers.sealer.PAUSE", 0.05)
-    stop = threading.Event()
-    thread = threading.Thread(target=SealerDuty(site).run, args=(stop,))
-    thread.start()
-    try:
+    with at_work(site):
         until(lambda: "log.txt" in (sealed(site.workspace)["broken"] or ""), 15, "it is not told")
         feed_site(site, 20)
         until(lambda: sealed(site.workspace)["sealed"] >= 22, 15, "nothing is sealed any more")
         stuck[0] = False
         until(lambda: not sealed(site.workspace)["broken"], 15, "it is not tried again")
-    finally:
-        stop.set()
-        thread.join(15)
