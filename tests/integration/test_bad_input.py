@@ -147,8 +147,9 @@ def try_it(engine: ClientEngine, call: Call) -> Watched:
 
 
 def rested(engine: ClientEngine) -> None:
-    """Wait until the reactor has settled, and until refusals of the last second do not fold the next one."""
+    """Wait until the reactor has settled, RQ too, and until refusals of the last second do not fold the next one."""
     until(lambda: not [w for _, w in engine.site.jobs.open_work() if w["kind"] in ("settle", "deploy", "launch")])
+    until(lambda: rq_keys(engine) <= {b"rq:queues"})  # a worker is rid of a job after it has recorded the outcome
     recent = engine.core._refusals
     until(lambda: all(len([t for t in q if time.monotonic() - t < 1.0]) < 9 for q in list(recent.values())))
 
