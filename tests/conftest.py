@@ -16,7 +16,7 @@ from engine.client_engine import ClientEngine
 from engine.server import EmbeddedServer
 from engine.workspace import Workspace
 from events.store import Store, connect
-from tests.support import SITE, kill, opened, processes_with
+from tests.support import SITE, kill, opened, processes_with, ready
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,7 +47,7 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
 def engine(workspace: Path) -> Iterator[ClientEngine]:
     """An engine with its own pool and servers, and short leases."""
     with opened(workspace) as opened_engine:
-        yield opened_engine
+        yield ready(opened_engine)
 
 
 @pytest.fixture(scope="session")

@@ -613,7 +613,7 @@ def test_what_is_not_known_in_time_is_said_to_be_pending_until_when_and_comes_in
     pending = r"is pending until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     with workspace.lock(job):
         with pytest.raises(CallTimeout, match=f"the deploy of {job} {pending}") as caught:
-            deploy(core, "app", job, {}, SITE, data, timeout=2)
+            deploy(core, "app", job, {}, SITE, data, timeout=5)
         assert caught.value.fix == f"flightlog wait {job}"
         assert state_of(shared.site.jobs, job).state == "deploying"
         assert shared.start_app(job, {}).startswith("NVFLARE_ERROR: DEPLOY_IN_PROGRESS")
@@ -622,7 +622,7 @@ def test_what_is_not_known_in_time_is_said_to_be_pending_until_when_and_comes_in
     in_state(shared.site.jobs, job, "deployed")
     with workspace.lock(job):
         with pytest.raises(CallTimeout, match=f"the start of {job} {pending}"):
-            start(core, core.call("start_app", job), job, None, Allotment(), timeout=2)
+            start(core, core.call("start_app", job), job, None, Allotment(), timeout=5)
         assert state_of(shared.site.jobs, job).state == "starting"
     in_state(shared.site.jobs, job, "running")
     shared.abort_app(job)

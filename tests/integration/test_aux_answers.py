@@ -143,11 +143,11 @@ def test_an_answer_that_cannot_be_read_does_not_stop_the_collector(
     shared: ClientEngine, hand: ByHand, since: Since, entry: dict[str, Any]
 ) -> None:
     name, after = topic(), topic()
-    asking = Asking(shared, name, 8)
+    asking = Asking(shared, name, 20)
     request = hand.take()
     hand.answer(request, Shareable({"b": "odd"}), **entry)
     try:
-        later = Asking(shared, after, 3)
+        later = Asking(shared, after, 8)
         hand.answer(hand.take(), Shareable({"b": 2}))
         assert later.reply().get("b") == 2, "the collector takes no answers any more"
         hand.answer(request, Shareable({"b": "real"}))

@@ -17,7 +17,7 @@ from engine.constants import ReturnCode
 from engine.shareable import Shareable
 from tests.integration.test_aux import AUX, Since, asked, topic
 from tests.integration.test_aux_sending import SEEN, agrees, outcome
-from tests.support import QUICK, SITE, check_record, kill, processes_with, until
+from tests.support import QUICK, SITE, check_record, kill, processes_with, ready, until
 
 
 class MemoryCell:
@@ -82,7 +82,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Ite
     client = LocalClient(client_name=SITE)
     engine = ClientEngine(client, LocalArguments(str(folder)), None, 2, **{**QUICK, "cell_wait": 0.2})
     try:
-        yield engine
+        yield ready(engine)
         check_record(engine.site.jobs.store)
     finally:
         engine.close()

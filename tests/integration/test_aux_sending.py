@@ -242,13 +242,15 @@ def test_an_answer_that_is_being_handed_over_as_the_time_ends_is_read(
 
     def slow(self: Outcomes, wanted: Any) -> dict[str, bytes]:
         found = fetched(self, wanted)
-        if wanted:
-            time.sleep(3.5)  # whoever has fetched it is not scheduled until its caller's time is over
+        if wanted:  # whoever has fetched it is not scheduled until its caller's time is over
+            time.sleep(max(0.0, began + 3.3 - time.monotonic()))
         return found
 
     monkeypatch.setattr(Outcomes, "_fetched", slow)
     answering(server, name, Message(payload=Shareable({"there": 1})))
+    began = time.monotonic()
     reply = send(shared, name, timeout=3.0)
+    assert time.monotonic() - began > 3.2, "handed over after its time"
     assert (reply.get_return_code(), reply.get("there")) == (ReturnCode.OK, 1)
     assert agrees(since, name, reply) == ("AuxReplied", "ok")
 

@@ -19,7 +19,7 @@ from events.read import read
 from tests.integration.test_aux import Since, topic
 from tests.integration.test_aux_sending import outcome
 from tests.integration.test_cell_sealed import SECRET, plaintext
-from tests.support import QUICK, check_record, kill, processes_with, until
+from tests.support import QUICK, check_record, kill, processes_with, ready, until
 
 Two = tuple[ClientEngine, ClientEngine]
 
@@ -36,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, runtime_folder: Path) -> Itera
                 rings = [ring_of(engine.site.workspace) for engine in (one, other)]
                 rings[0].trust(rings[1].public())
                 rings[1].trust(rings[0].public())
-                yield one, other
+                yield ready(one), ready(other)
                 for engine in (one, other):
                     check_record(engine.site.jobs.store)
     finally:

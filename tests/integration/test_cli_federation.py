@@ -119,7 +119,7 @@ def test_a_task_is_given_up_from_the_shell_and_the_job_goes_on(federation: Place
         return said.code == 0 and said.json()["task"] == "wait" and said.json()["tasks_done"] == number
 
     for number in range(2):
-        until(lambda wanted=number: waits(wanted), 30)
+        until(lambda wanted=number: waits(wanted), 60)
         said = federation.ok("abort", "job-1", "--task", "--reason", "it takes too long")
         assert "current task" in said.out
     out, err = server.communicate(timeout=60)
@@ -158,7 +158,7 @@ def test_aborting_the_task_of_a_job_that_has_none_is_refused_with_4(federation: 
 def test_ctrl_c_ends_a_server_and_its_job_on_the_sites(federation: Place) -> None:
     server, url = serve(federation, "--args", '{"task": "wait"}', "--sites", "1")
     federation.begin("up", "--site", "site-1", "--federation", "server", "--fabric-url", url)
-    until(lambda: (said := federation("show", "job-1", "--json")).code == 0 and said.json()["task"] == "wait", 40)
+    until(lambda: (said := federation("show", "job-1", "--json")).code == 0 and said.json()["task"] == "wait", 60)
     server.send_signal(signal.SIGINT)
     server.communicate(timeout=30)
     assert server.returncode == 130

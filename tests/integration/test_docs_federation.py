@@ -25,7 +25,7 @@ from engine.federation.server import FederationServer
 from engine.server import EmbeddedServer
 from engine.shareable import Shareable
 from engine.workspace import Workspace
-from tests.support import QUICK, kill, processes_with
+from tests.support import QUICK, in_state, kill, processes_with
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -185,6 +185,7 @@ def test_the_handlers_of_the_messages_page_answer_as_they_stand(place: Path) -> 
         server.wait_for_sites(1)
         assert server.deploy("job-1", "mean", {}, pack(place / "app")) == {"site-1": ""}
         job = server.run("job-1", {})
+        in_state(engine.site.jobs, "job-1", "running")  # its handlers have heard START_RUN
         (reply,) = server.send_aux_request(["site-1.job-1"], "how_many", Shareable(), 10).values()
         assert (reply.get_return_code(), reply["rows"]) == (ReturnCode.OK, 569)
         job.end()

@@ -117,9 +117,11 @@ def test_a_clients_components_are_not_the_sites(engine: ClientEngine, tmp_path: 
 
 
 def test_a_heartbeats_abort_does_not_wait_for_the_end(engine: ClientEngine, tmp_path: Path) -> None:
-    stubborn = zip_of(tmp_path / "a", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    deaf = tmp_path / "deaf"
+    stubborn = zip_of(tmp_path / "a", "sh", "-c", f"trap '' TERM; touch {deaf}; while :; do sleep 0.1; done")
     assert engine.deploy_app("app", "job", {}, SITE, stubborn) == ""
     engine.start_app("job", {})
+    until(deaf.exists)
     assert engine.abort_app("job", heartbeat_cleanup=True) == "Abort signal has been sent to the client App."
     assert engine.site.jobs.load("job").state.state == "aborting"
     in_state(engine.site.jobs, "job", "aborted")

@@ -15,7 +15,7 @@ from tests.integration.test_apps import ended
 from tests.integration.test_aux import Since
 from tests.integration.test_federation import actor, fabric_in, site
 from tests.integration.test_job_process import app, events, job
-from tests.support import until
+from tests.support import ready, until
 
 __all__ = ["job"]  # a fixture
 
@@ -73,12 +73,14 @@ def test_a_site_registers_anew_with_a_server_that_was_restarted_and_goes_on_with
     tmp_path: Path, runtime_folder: Path, job: str
 ) -> None:
     with fabric_in(tmp_path / "fabric") as url, site(tmp_path, "site-1", url) as engine:
+        ready(engine)
         with FederationServer(tmp_path / "server", fabric_url=url) as first:
             first.wait_for_sites(1)
             first.deploy(job, "app", {}, app(tmp_path))
             first.run(job, {})
-        with FederationServer(tmp_path / "server", fabric_url=url) as second:
-            assert second.sites == {}
+        second = FederationServer(tmp_path / "server", fabric_url=url)
+        assert second.sites == {}
+        with second:
             assert second.wait_for_sites(1, 10) == ["site-1"]
             until(lambda: _registered(engine) == (2, 2), 10)
             found = second._jobs[job] = ServerJob(second, job, ["site-1"])

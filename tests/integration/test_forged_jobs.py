@@ -28,7 +28,7 @@ from engine.client_engine import ClientEngine
 from engine.ring import queue_name
 from events.envelope import Event
 from events.read import last_position, read
-from tests.support import SITE, check_record, in_state, kill, opened, processes_with, types_of, until, zip_of
+from tests.support import SITE, check_record, in_state, kill, opened, processes_with, ready, types_of, until, zip_of
 
 MODULE = "forged_canary"
 CODE = """
@@ -63,7 +63,7 @@ def site(cage: Path, tmp_path_factory: pytest.TempPathFactory, runtime_folder: P
     folder = tmp_path_factory.mktemp("forged") / "ws"
     try:
         with opened(folder) as engine:
-            until(lambda: len(workers(engine)) == 2)
+            until(lambda: len(workers(ready(engine))) == 2)
             deploys(engine, folder.parent)
             yield engine
             until(lambda: not engine.site.jobs.open_work())

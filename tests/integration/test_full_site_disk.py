@@ -13,7 +13,8 @@ from engine.archive import pack
 from engine.errors import DiskFull
 from engine.server import EmbeddedServer
 from engine.workspace import Workspace
-from tests.support import SITE, check_record, kill, make_app, opened, processes_with, types_of, zip_of
+from events.store import connect
+from tests.support import SITE, check_record, kill, make_app, opened, processes_with, ready, types_of, zip_of
 
 MB = 2**20
 
@@ -42,8 +43,11 @@ def test_L9_a_deploy_that_finds_the_disk_full_says_so_and_the_old_app_stays(
     fabric.ensure()
     urls = {"record_url": real_server.url, "fabric_url": fabric.url}
     try:
+        record = connect(real_server.url)
+        record.flushdb()
+        record.close()
         with opened(small / "ws", **urls) as engine:
-            engine.site.jobs.store.client.flushdb()
+            ready(engine)
             assert engine.deploy_app("small", "job", {}, SITE, zip_of(tmp_path / "a", "true")) == ""
             receipt = engine.site.workspace.receipt("job")
             # It fits as an archive, and not once it is unpacked beside it.
