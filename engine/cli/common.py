@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from engine.actors import acting_as, os_actor
 from engine.cli.output import Format, tell
-from engine.client_engine import ClientEngine
 from engine.errors import ArgumentInvalid, HostError, SiteUnknown
 from engine.exits import exit_code
 from engine.jobs import Jobs
@@ -24,6 +23,9 @@ from engine.site import Site
 from engine.workspace import Workspace, known_site
 from events.errors import FlightlogError
 from events.store import Store, connect
+
+if TYPE_CHECKING:
+    from engine.client_engine import ClientEngine
 
 DEFAULT = Path("flightlog-site")
 
@@ -162,6 +164,12 @@ def where() -> Where:
     return _WHERE.get()
 
 
+def opened() -> Site:
+    """The site that the options name."""
+    chosen = where()
+    return Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+
+
 @contextmanager
 def reading() -> Iterator[tuple[Jobs, Workspace | None]]:
     """The site's record for looking at; by its workspace, or by URL and ``--site`` from elsewhere."""
@@ -173,7 +181,7 @@ def reading() -> Iterator[tuple[Jobs, Workspace | None]]:
         finally:
             client.close()
         return
-    site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
+    site = opened()
     try:
         yield site.jobs, site.workspace
     finally:
@@ -190,6 +198,8 @@ def acting(*, create: bool = False, workers: int = 1) -> Iterator[ClientEngine]:
             f"flightlog up --site NAME --workspace {chosen.folder}, or name another --workspace",
         )
     name = chosen.site or (None if known_site(chosen.folder) else "site-1")
+    from engine.client_engine import ClientEngine  # half of a second: for those alone that need it
+
     with ClientEngine.open(
         site=name,
         workspace=chosen.folder,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from engine.cli.common import site_command, where
+from engine.cli.common import opened, site_command, where
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid, Unverifiable
 from engine.exits import Exit
@@ -46,12 +46,6 @@ def register(app: typer.Typer) -> None:
     site_command(app, PANEL, prints=False)(export)
     site_command(app, PANEL, "import")(import_)
     site_command(app, PANEL)(bundle)
-
-
-def opened() -> Site:
-    """The site that the options name."""
-    chosen = where()
-    return Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
 
 
 def verify(

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.actors import current_actor
-from engine.cli.common import reading, site_command, where
-from engine.cli.evidence import opened
+from engine.cli.common import opened, reading, site_command, where
 from engine.cli.output import Format, fields, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.exits import Exit

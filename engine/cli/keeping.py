@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from engine.actors import current_actor
-from engine.cli.common import site_command, where
-from engine.cli.evidence import checkpoint_of, opened, taken
+from engine.cli.common import opened, site_command, where
+from engine.cli.evidence import checkpoint_of, taken
 from engine.cli.output import Format, err, out, print_json, text
 from engine.errors import ArgumentInvalid
 from engine.files import new_folder

@@ -12,8 +12,7 @@ from typing import Annotated
 import typer
 
 from engine.actors import current_actor
-from engine.cli.common import site_command, where
-from engine.cli.evidence import opened
+from engine.cli.common import opened, site_command, where
 from engine.cli.output import Format, err, out, print_json, text
 from engine.ending import told_to_end
 from engine.errors import ArgumentInvalid, EngineDown

@@ -1,10 +1,9 @@
-"""Commands about the site itself."""
+"""Commands that bring a site up, or a part of it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,13 +14,13 @@ import typer
 
 from engine.children import Child, api_child, sealer_child
 from engine.cli.common import site_command, where
-from engine.cli.output import Format, err, fields, lines, out, print_json, text
+from engine.cli.output import err, out, text
+from engine.cli.standing import held
 from engine.client_engine import ClientEngine
-from engine.doctor import examine
 from engine.ending import told_to_end
-from engine.errors import ArgumentInvalid, CallTimeout, EngineDown
+from engine.errors import ArgumentInvalid, EngineDown
 from engine.logs import set_up
-from engine.overview import overview, page_of
+from engine.overview import page_of
 from engine.owner import owner_of
 from engine.settings import settings
 from engine.site import Site
@@ -36,7 +35,7 @@ PAGE_PATIENCE = 10.0  # seconds
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for function in (up, down, status, api, pool, doctor, worker):
+    for function in (up, api, pool, worker):
         site_command(app, PANEL)(function)
 
 
@@ -87,7 +86,7 @@ def up(
         **given,
     ) as engine:
         if engine.role != "owner":
-            raise _held(workspace)  # another was faster
+            raise held(workspace)  # another was faster
         live = engine.get_all_job_ids()
         err.print(f"[bold]{text(name)}[/] is up, workspace {text(workspace.root)}.")
         if live:
@@ -144,19 +143,8 @@ def _await_free(workspace: Workspace, timeout: float) -> None:
     until = time.monotonic() + timeout
     while (owner := owner_of(workspace)) is not None:
         if owner["purpose"] == "up" or time.monotonic() > until:
-            raise _held(workspace)
+            raise held(workspace)
         time.sleep(0.1)
-
-
-def _held(workspace: Workspace) -> EngineDown:
-    owner = owner_of(workspace) or {"pid": 0, "since": "a moment ago", "purpose": "up"}
-    if owner["purpose"] == "up":
-        return EngineDown(
-            f"the site is up already, as process {owner['pid']} since {owner['since']}", "flightlog status"
-        )
-    return EngineDown(
-        f"process {owner['pid']} ({owner['purpose']}) has the site since {owner['since']}", "wait for its end"
-    )
 
 
 def _detached(workspace: Workspace, timeout: float) -> int:
@@ -181,61 +169,6 @@ def _detached(workspace: Workspace, timeout: float) -> int:
         process.wait(20)
     last = (workspace.flight / "up.log").read_text(errors="replace").splitlines()[-5:]
     raise EngineDown("the site did not come up: " + " | ".join(last), f"look at {workspace.flight / 'up.log'}")
-
-
-def down(
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30,
-) -> int:
-    """End the site's engine and workers; apps run on."""
-    workspace = Workspace.find(where().folder)
-    owner = owner_of(workspace)
-    if owner is None:
-        out.print("The site is not up.")
-        return 0
-    if owner["purpose"] != "up":
-        raise _held(workspace)
-    os.kill(int(owner["pid"]), signal.SIGTERM)
-    until = time.monotonic() + timeout
-    while owner_of(workspace) is not None:
-        if time.monotonic() > until:
-            raise CallTimeout(f"process {owner['pid']} has not ended", f"look at it: ps {owner['pid']}")
-        time.sleep(0.05)
-    out.print("The site is down. Running apps go on; the next `flightlog up` takes them back.")
-    return 0
-
-
-def status() -> int:
-    """Show the site: up or not, workers, servers, what waits, who holds what."""
-    chosen = where()
-    site = Site.open(workspace=chosen.folder, record_url=chosen.record_url, fabric_url=chosen.fabric_url)
-    try:
-        whole = overview(site)
-    finally:
-        site.close()
-    if chosen.how is Format.JSON:
-        print_json(whole)
-        return 0
-    if chosen.how is Format.JSONL:
-        lines([whole])
-        return 0
-    work = whole.pop("open_work")
-    shown = {
-        **whole,
-        "jobs": ", ".join(f"{count} {state}" for state, count in whole["jobs"].items()) or "none",
-        "workers": len(whole["workers"]),
-        "servers": "; ".join(
-            f"{s['server']} {s.get('version', '')} {s.get('memory', '')}" if s["answers"] else f"{s['server']} AWAY"
-            for s in whole["servers"]
-        ),
-        "messages": "; ".join(f"{m['target']}: {m['waiting']}" for m in whole["messages"]) or "none under way",
-        "resources": "; ".join(f"{r['job']}: {r['resources']}" for r in whole["resources"]),
-    }
-    fields(shown, Format.TABLE)
-    for item in work:
-        late = "[red]overdue[/] " if item["overdue"] else ""
-        until = f", until {item['deadline']}" if item["deadline"] else ""
-        out.print(f"  {late}{text(item['work'])}: open for {item['age']} s, {text(item['by'])}{until}")
-    return 0
 
 
 def api(
@@ -267,22 +200,6 @@ def pool(
     """Run a worker pool by itself, until Ctrl-C; for a site that is up with --pool elsewhere."""
     given = ["--launcher"] if launcher else []
     return _child("pool", given, workers=workers)
-
-
-def doctor() -> int:
-    """Look for what could go wrong on this host, and say what to do."""
-    chosen = where()
-    found = list(examine(chosen.folder, chosen.record_url or "", chosen.fabric_url or ""))
-    if chosen.how is not Format.TABLE:
-        items = [vars(f) for f in found]
-        print_json(items) if chosen.how is Format.JSON else lines(items)
-    else:
-        marks = {"ok": "[green]ok[/]  ", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
-        for finding in found:
-            out.print(f"{marks[finding.verdict]} {text(finding.what)}: {text(finding.found)}")
-            if finding.verdict != "ok":
-                out.print(f"     [bold]Try:[/] {text(finding.fix)}")
-    return 1 if any(f.verdict == "fail" for f in found) else 0
 
 
 def worker(

@@ -475,30 +475,40 @@ def test_an_outcome_that_is_not_known_in_time_ends_with_3_and_comes_later(site):
 # --- exit codes and errors ---------------------------------------------------------------------------------
 
 
-def test_each_kind_of_trouble_has_its_exit_code_and_errors_name_code_and_fix(site):
-    site.ok("run", site.app("codes", *SLEEP), "--job", "codes")
-    failing = site.app("codes-fail", "sh", "-c", "exit 1")
-    site("run", failing, "--follow", "--job", "codes-fail")
-    for words, code, error, fix in (
+TROUBLES = {
+    "usage": (
         (("show", "codes"), 0, "", ""),
         (("wait", "codes-fail"), 1, "", ""),
         (("deploy", "a/b", "codes"), 2, "JOB_ID_INVALID", "use letters, digits"),
         (("deploy", "codes-2", "missing-folder"), 2, "BAD_ARCHIVE", "name a folder or a zip"),
         (("start", "codes", "--resources", "{"), 2, "ARGUMENT_INVALID", "give a JSON object"),
         (("deploy", "codes-2", "codes", "--meta", "missing.json"), 2, "ARGUMENT_INVALID", "name a JSON file"),
+    ),
+    "state": (
         (("wait", "codes", "--timeout", "0.2"), 3, "CALL_TIMEOUT", "flightlog why codes"),
         (("start", "codes"), 4, "ALREADY_STARTED", "flightlog logs codes --follow"),
         (("deploy", "codes", "codes"), 4, "JOB_LIVE", "flightlog abort codes --wait"),
         (("delete", "codes"), 4, "JOB_LIVE", "flightlog abort codes --wait"),
         (("abort", "codes-fail"), 4, "ALREADY_STOPPED", "flightlog show codes-fail"),
         (("start", "codes-fail", "--resources", '{"gpu": 1}'), 4, "RESOURCES_LACKING", "resource"),
+    ),
+    "absence": (
         (("show", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("start", "nobody"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("why", "nobody-else"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("events", "--job", "nobody-else"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("delete", "nobody", "--dry-run"), 5, "JOB_UNKNOWN", "flightlog list"),
         (("up",), 6, "ENGINE_DOWN", "flightlog status"),
-    ):
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_each_kind_of_trouble_has_its_exit_code_and_errors_name_code_and_fix(site, kind):
+    site.ok("run", site.app("codes", *SLEEP), "--job", "codes")
+    failing = site.app("codes-fail", "sh", "-c", "exit 1")
+    site("run", failing, "--follow", "--job", "codes-fail")
+    for words, code, error, fix in TROUBLES[kind]:
         said = site(*words)
         assert said.code == code, (words, said)
         assert "Traceback" not in said.err, (words, said)

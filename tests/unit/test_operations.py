@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import json
 import logging
 import re
@@ -13,8 +14,9 @@ import yaml
 
 from engine import logs
 from engine.jobs import Jobs
-from engine.lifecycle import State
-from engine.status.pages.drawing import PLACES, diagram, taken, time_line
+from engine.lifecycle import State, compiled_events
+from engine.status.pages.diagram import GROUPS, PLACES, diagram, taken
+from engine.status.pages.drawing import time_line
 from events.envelope import Event
 from events.read import read_job
 from tests.histories import body
@@ -139,6 +141,31 @@ def test_the_path_that_was_taken_is_lit() -> None:
     drawn = diagram(ways, here)
     assert [node.name for node in drawn.nodes if node.kind == "here"] == ["deployed"]
     assert sum(edge.kind == "lit" for edge in drawn.edges) == 2
+
+
+def test_the_picture_has_every_way_of_the_table_and_no_other() -> None:
+    ways = set()
+    for edge in diagram().edges:
+        source, _, rest = edge.events.partition(" → ")
+        there, _, events = rest.partition(": ")
+        sources = [state.value for state in GROUPS[source]] if source in GROUPS else [source]
+        ways |= {(state, there, event) for state in sources for event in events.split(", ")}
+    table = compiled_events()
+    assert ways >= {
+        (source, there, event) for event, row in table.items() for source, there in row.items() if source != there
+    }
+    pairs = {(source, there) for row in table.values() for source, there in row.items()}
+    assert {(source, there) for source, there, _ in ways} <= pairs
+
+
+def test_no_two_boxes_of_the_picture_overlap() -> None:
+    drawn = diagram()
+    boxes = sorted(drawn.nodes, key=lambda box: box.x)
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one.x + one.width < other.x or one.y + one.height < other.y or other.y + other.height < one.y
+        assert apart, f"{one.name} and {other.name}"
+    assert all(box.x >= 0 and box.y >= 0 for box in (*drawn.groups, *drawn.nodes))
+    assert all(box.x + box.width <= drawn.width and box.y + box.height <= drawn.height for box in drawn.groups)
 
 
 def test_a_bar_goes_from_an_intent_to_its_outcome_and_an_open_one_to_now() -> None:

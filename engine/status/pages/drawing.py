@@ -1,128 +1,13 @@
-"""Pictures as SVG, drawn from facts: the lifecycle with the path taken, a time line to scale, plots of numbers."""
+"""Pictures as SVG, drawn from facts: a time line to scale, plots of numbers, bytes a day."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.fold import TABLE
-from engine.lifecycle import EVENTS, State
 from events.envelope import Event, iso
-
-# -- the lifecycle -----------------------------------------------------------------------------
-
-#: Where each state stands, as column and row. A test holds that no state is without a place.
-PLACES: dict[State, tuple[float, float]] = {
-    State.NEW: (0, 1),
-    State.DEPLOYING: (1, 1),
-    State.DEPLOY_FAILED: (1, 2),
-    State.DEPLOYED: (2, 1),
-    State.REDEPLOYING: (2, 0),
-    State.STARTING: (3, 1),
-    State.RUNNING: (4, 1),
-    State.FINISHING: (5, 0),
-    State.ABORTING: (4, 2),
-    State.FINISHED: (6, 0),
-    State.FAILED: (6, 1),
-    State.ABORTED: (6, 2),
-    State.LAUNCH_FAILED: (3, 2),
-    State.DELETING: (2, 3),
-    State.DELETE_FAILED: (1, 3),
-    State.DELETED: (0, 3),
-}
-WIDE, HIGH, BOX_W, BOX_H = 138, 92, 112, 34
-
-
-@dataclass(frozen=True)
-class Node:
-    """A state in the picture."""
-
-    name: str
-    x: float
-    y: float
-    kind: str
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A way from one state to another."""
-
-    path: str
-    kind: str
-    events: str
-
-
-@dataclass(frozen=True)
-class Diagram:
-    """The picture."""
-
-    width: float
-    height: float
-    nodes: list[Node]
-    edges: list[Edge]
-
-
-def taken(events: Iterable[Event]) -> tuple[list[tuple[str, str]], str]:
-    """The ways that a job took between states, from its lifecycle events, and where it is."""
-    state, ways = State.NEW.value, []
-    for event in events:
-        row = TABLE.get(event.type, {})
-        there = row.get(state)
-        if there is None and row and len(set(row.values())) == 1:
-            state = next(iter(row.values()))  # what came before is not among these events
-        elif there is not None:
-            if there != state:
-                ways.append((state, there))
-            state = there
-    return ways, state
-
-
-def diagram(ways: Sequence[tuple[str, str]] = (), here: str | None = None) -> Diagram:
-    """The lifecycle; what was taken is lit, and where the job is stands out."""
-    seen = {state for way in ways for state in way}
-    nodes = []
-    for state, (column, row) in PLACES.items():
-        kind = "here" if state.value == here else "seen" if state.value in seen else "other"
-        nodes.append(Node(state.value, 8 + column * WIDE, 8 + row * HIGH, kind))
-    between: dict[tuple[str, str], list[str]] = {}
-    for event, rows in EVENTS.items():
-        for sources, there in rows:
-            for source in sources:
-                if there is not None and there is not source:
-                    between.setdefault((source.value, there.value), []).append(event)
-    places = {node.name: node for node in nodes}
-    lit = set(ways)
-    edges = [
-        Edge(_path(places[a], places[b]), "lit" if (a, b) in lit else "dim", f"{a} → {b}: {', '.join(names)}")
-        for (a, b), names in between.items()
-    ]
-    edges.sort(key=lambda edge: edge.kind == "lit")
-    width = 16 + max(column for column, _ in PLACES.values()) * WIDE + BOX_W
-    height = 16 + max(row for _, row in PLACES.values()) * HIGH + BOX_H
-    return Diagram(width, height, nodes, edges)
-
-
-def _path(a: Node, b: Node) -> str:
-    """From the edge of one box to the edge of another; bent a little, so that there and back are two lines."""
-    ax, ay, bx, by = a.x + BOX_W / 2, a.y + BOX_H / 2, b.x + BOX_W / 2, b.y + BOX_H / 2
-    sx, sy = _border(ax, ay, bx, by)
-    ex, ey = _border(bx, by, ax, ay)
-    length = math.hypot(ex - sx, ey - sy) or 1.0
-    bend = min(26.0, length * 0.14)
-    mx, my = (sx + ex) / 2 - (ey - sy) / length * bend, (sy + ey) / 2 + (ex - sx) / length * bend
-    return f"M{sx:.1f} {sy:.1f} Q{mx:.1f} {my:.1f} {ex:.1f} {ey:.1f}"
-
-
-def _border(x: float, y: float, tx: float, ty: float) -> tuple[float, float]:
-    dx, dy = tx - x, ty - y
-    scale = min(
-        (BOX_W / 2 + 2) / abs(dx) if dx else math.inf,
-        (BOX_H / 2 + 2) / abs(dy) if dy else math.inf,
-    )
-    return x + dx * scale, y + dy * scale
-
 
 # -- the time line -----------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from engine.status.auditing import STALE, Auditor, audit
 from engine.status.desk import Desk
 from engine.status.events_list import slice_of
 from engine.status.jobs_list import JobFilter, jobs_page
-from engine.status.pages.drawing import columns, diagram, plot, plots_of, taken, time_line
+from engine.status.pages.diagram import diagram, taken
+from engine.status.pages.drawing import columns, plot, plots_of, time_line
 from events.envelope import iso
 from events.errors import FlightlogError
 from events.read import read_back
