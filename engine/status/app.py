@@ -24,7 +24,8 @@ from engine.status.guard import SAFE, Guard
 from engine.status.pages.answers import page_or_problem
 from engine.status.pages.routes import router as pages
 from engine.status.problems import MEDIA, from_http, from_validation
-from engine.status.routes import commands, events, jobs, quick, site
+from engine.status.routes import commands, events, jobs, site
+from engine.status.routes.quick import Quick
 from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.status")
@@ -46,7 +47,7 @@ class Served(FastAPI):
         super().__init__(**options)
         self.state.desk = desk
         settings = desk.site.settings
-        self._guard = Guard(super().__call__, desk, [settings.api_host, *settings.api_hosts.split(",")])
+        self._guard = Guard(Quick(super().__call__, desk), desk, [settings.api_host, *settings.api_hosts.split(",")])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every request passes the guard first."""
@@ -97,7 +98,6 @@ def build(desk: Desk) -> Served:
         openapi_url="/openapi.json",
     )
     app.state.auditor = Auditor(desk.site)
-    app.router.routes.insert(0, quick.ROUTE)
     for router in (events.router, jobs.router, site.router, commands.router, pages):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")

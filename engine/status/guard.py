@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -283,7 +284,12 @@ def _over_unix(scope: Scope) -> bool:
 
 def _is_loopback(scope: Scope) -> bool:
     client: Any = scope.get("client")
+    return bool(client) and _of_this_host(client[0])
+
+
+@lru_cache(maxsize=1000)
+def _of_this_host(address: str) -> bool:
     try:
-        return bool(client) and ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False

@@ -1,7 +1,7 @@
 """One job, now: asked more often than anything else, so it goes the shortest way.
 
-One round trip on the loop, and no parameters to look at: a request that has any takes the described route, and so
-does what this one cannot answer.
+One round trip on the loop, right behind the guard: no router, and no parameters to look at. A request that has any
+takes the described route (``engine.status.routes.jobs.job``), and so does what this one cannot answer.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from typing import Any
 
 import redis
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import present
 from engine.ids import check_job_id
@@ -22,52 +20,67 @@ from engine.jobs import settled
 from engine.status import reads
 from engine.status.desk import Desk
 from engine.status.problems import Json
-from engine.status.routes.common import desk_of
 from events.subjects import job_subject
 
-PATH = "/v1/jobs/{job_id}"
+PREFIX = "/v1/jobs/"
 PATIENCE = 5.0  # seconds
 
 
-class Quick(Route):
-    """The route; what has a query is not its own."""
+class Quick:
+    """The layer between the guard and everything else.
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether a request is for it."""
-        if scope["method"] != "GET" or scope.get("query_string"):
-            return Match.NONE, {}
-        found, child = super().matches(scope)
-        return found, {**child, "route": self}
+    Args:
+        app: what comes after it.
+        desk: of this process.
+    """
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app = app
+        self._desk = desk
+        #: What the request is counted as.
+        self._route = Route(PREFIX + "{job_id}", self, methods=["GET"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or leave it to the routes.
+
+        Raises:
+            JobIdInvalid, JobUnknown: answered by the guard.
+        """
+        if not _is_plain(scope):
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self._route
+        job_id = check_job_id(scope["path"].removeprefix(PREFIX))
+        shown = await self._shown(job_id)
+        if shown is None:
+            shown = await run_in_threadpool(reads.job_now, self._desk, job_id)
+        await Json(shown, headers={"ETag": f'"{shown["revision"]}"'})(scope, receive, send)
+
+    async def _shown(self, job_id: str) -> dict[str, Any] | None:
+        """The job in one round trip; None where that does not settle it."""
+        desk = self._desk
+        keys = desk.store.keys
+        try:
+            async with desk.loop_client.pipeline(transaction=False) as pipe:
+                pipe.hget(keys.heads, job_subject(job_id))
+                pipe.hgetall(keys.job(job_id))
+                pipe.llen(keys.index(job_id))
+                pipe.hgetall(desk.names.attempts(job_id))
+                async with asyncio.timeout(PATIENCE):
+                    head, fields, indexed, attempts = await pipe.execute()
+        except (redis.RedisError, TimeoutError):
+            return None  # asked the other way, which says what is wrong
+        loaded = settled(head, fields, indexed)
+        if loaded is None:
+            return None
+        loaded.state.seen_with(desk.store.vault)
+        shown = present.job(job_id, loaded, desk.site.workspace)
+        return {**shown, "attempts": reads.in_order(desk, attempts)}
 
 
-async def job(request: Request) -> Response:
-    """A job as it is; see ``engine.status.routes.jobs.job``."""
-    desk, job_id = desk_of(request), check_job_id(request.path_params["job_id"])
-    shown = await _shown(desk, job_id)
-    if shown is None:
-        shown = await run_in_threadpool(reads.job_now, desk, job_id)
-    return Json(shown, headers={"ETag": f'"{shown["revision"]}"'})
-
-
-async def _shown(desk: Desk, job_id: str) -> dict[str, Any] | None:
-    """The job in one round trip; None where that does not settle it."""
-    keys = desk.store.keys
-    try:
-        async with desk.loop_client.pipeline(transaction=False) as pipe:
-            pipe.hget(keys.heads, job_subject(job_id))
-            pipe.hgetall(keys.job(job_id))
-            pipe.llen(keys.index(job_id))
-            pipe.hgetall(desk.names.attempts(job_id))
-            async with asyncio.timeout(PATIENCE):
-                head, fields, indexed, attempts = await pipe.execute()
-    except (redis.RedisError, TimeoutError):
-        return None  # asked the other way, which says what is wrong
-    loaded = settled(head, fields, indexed)
-    if loaded is None:
-        return None
-    loaded.state.seen_with(desk.store.vault)
-    shown = present.job(job_id, loaded, desk.site.workspace)
-    return {**shown, "attempts": reads.in_order(desk, attempts)}
-
-
-ROUTE = Quick(PATH, job, methods=["GET"], include_in_schema=False)
+def _is_plain(scope: Scope) -> bool:
+    """Whether a request asks for one job, and for nothing beside."""
+    if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"]:
+        return False
+    path: str = scope["path"]
+    return path.startswith(PREFIX) and len(path) > len(PREFIX) and "/" not in path[len(PREFIX) :]
