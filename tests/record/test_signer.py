@@ -37,7 +37,7 @@ HOLDER, STRANGER = 64_001, 64_002  # users that this host need not know
 #: The command as another user. What is imported before is read as whoever runs the tests: a checkout may be theirs.
 AS_ANOTHER = """
 import os, sys
-import engine.cli, engine.record.signer, uvicorn.loops.auto, uvicorn.lifespan.off, uvicorn.protocols.websockets.auto
+import engine.cli.signing, uvicorn.loops.auto, uvicorn.lifespan.off, uvicorn.protocols.websockets.auto
 os.setgroups([]); os.setgid({uid}); os.setuid({uid}); os.chdir("/")
 sys.argv = ["flightlog", *{words!r}]
 engine.cli.main()
