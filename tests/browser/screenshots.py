@@ -74,6 +74,7 @@ def shoot(url: str, token: str, folder: Path) -> None:
             page = context.new_page()
             for name, path in PAGES.items():
                 page.goto(path)
+                page.locator("[data-soon]").wait_for(state="detached")  # nothing is being verified
                 page.wait_for_timeout(600)
                 page.screenshot(
                     path=folder / f"{name}-{scheme}.png", clip={"x": 0, "y": 0, "width": 1120, "height": 840}
