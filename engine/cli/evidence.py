@@ -20,7 +20,7 @@ from engine.record.bundling import bundle as write_bundle
 from engine.record.carried import verify_export
 from engine.record.exporting import ExportFile
 from engine.record.exporting import export as write_export
-from engine.record.findings import Report
+from engine.record.findings import Report, reach
 from engine.record.importing import take_in
 from engine.record.leaving import leaves
 from engine.record.noting import note
@@ -105,8 +105,9 @@ def _tell(report: Report, what: str) -> None:
         }[word]
         if not report.problems:
             out.print(f"  {word:<12} events {low} to {high}: {text(by)}")
+    upto = f" (up to event {end})" if (end := reach(report.as_dict())) < report.last else ""
     out.print(
-        f"[{colour[report.verdict]}]{report.verdict}[/]: {text(what)}, {report.events} events, "
+        f"[{colour[report.verdict]}]{report.verdict}[/]: {text(what)}, {report.events} events{upto}, "
         f"{len(report.problems)} problems, {report.checkpoints} checkpoints"
     )
 

@@ -46,6 +46,12 @@ def verified(report: Mapping[str, Any]) -> Verified:
     return Verified(problems=len(report["problems"]), **{name: report[name] for name in names})
 
 
+def reach(found: Mapping[str, Any]) -> int:
+    """The event up to which a verdict holds, of a report or of an event's body: it is not said of more."""
+    upto: Mapping[str, int] = {"WITNESSED": found["witnessed"], "SITE-SIGNED": found["signed"]}
+    return min(int(found["last"]), upto.get(found["verdict"], int(found["last"])))
+
+
 @dataclass
 class Report:
     """What verification found. ``signed`` and ``witnessed`` are the events up to which each vouches."""

@@ -9,7 +9,8 @@ import pytest
 
 from engine.errors import ArgumentInvalid
 from engine.readmodels.room import Room
-from engine.status.pages.render import days_left, size, span
+from engine.record.findings import Problem, Report, reach
+from engine.status.pages.render import _environment, days_left, size, span
 from engine.status.params import decoded, encoded, one_of, position
 from engine.status.tokens import Tokens
 from engine.times import moment_ms
@@ -109,3 +110,24 @@ def test_sizes_spans_and_room_are_said_as_people_say_them() -> None:
     assert [span(value) for value in (0.0123, 5, 90, 3600, 200_000)] == ["0.012 s", "5 s", "90 s", "60 min", "2 d"]
     assert days_left(Room("disk", 1, 2, None)) == "no growth seen yet"
     assert days_left(Room("disk", 1, 2, 12.4)) == "12 days left at this pace"
+
+
+@pytest.mark.parametrize(
+    ("report", "word", "upto"),
+    [
+        (Report(1, 132, 132, signed=132, witnessed=92), "WITNESSED", " up to event 92"),
+        (Report(1, 132, 132, signed=132, witnessed=132), "WITNESSED", ""),
+        (Report(1, 132, 132, signed=130), "SITE-SIGNED", " up to event 130"),
+        (Report(100, 132, 33, signed=200, witnessed=99), "SITE-SIGNED", ""),
+        (Report(1, 132, 132), "UNSEALED", ""),
+        (Report(1, 132, 132, [Problem(7, "1-7", "changed")], signed=132), "DAMAGED", ""),
+    ],
+)
+def test_a_verdict_is_not_said_of_more_than_it_covers(report: Report, word: str, upto: str) -> None:
+    found = report.as_dict()
+    assert found["verdict"] == word
+    assert reach(found) == int(upto.rpartition(" ")[2] or 132)
+    shown = _environment.from_string('{% from "macros.html" import vouched %}{{ vouched(found) }}').render(
+        found=found
+    )
+    assert shown == f"<strong>{word}</strong>{upto}"

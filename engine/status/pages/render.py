@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from engine.lifecycle import BUSY, LIVE, State
 from engine.readmodels.room import Room
+from engine.record.findings import reach
 from events.errors import FlightlogError
 
 NONE = "\N{EN DASH}"
@@ -100,6 +101,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters.update(clock=clock, stamp=stamp, ago=ago, span=span, size=size, short=short, days=days_left)
+_environment.filters["reach"] = reach
 _environment.globals["TONE"] = TONE
 
 
