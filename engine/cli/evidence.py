@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from engine.cli.common import opened, site_command, where
-from engine.cli.output import Format, err, out, print_json, text
+from engine.cli.output import Format, counted, err, out, print_json, text
 from engine.errors import ArgumentInvalid, Unverifiable
 from engine.exits import Exit
 from engine.files import new_file
@@ -107,8 +107,8 @@ def _tell(report: Report, what: str) -> None:
             out.print(f"  {word:<12} events {low} to {high}: {text(by)}")
     upto = f" (up to event {end})" if (end := reach(report.as_dict())) < report.last else ""
     out.print(
-        f"[{colour[report.verdict]}]{report.verdict}[/]: {text(what)}, {report.events} events{upto}, "
-        f"{len(report.problems)} problems, {report.checkpoints} checkpoints"
+        f"[{colour[report.verdict]}]{report.verdict}[/]: {text(what)}, {counted(report.events, 'event')}{upto}, "
+        f"{counted(len(report.problems), 'problem')}, {counted(report.checkpoints, 'checkpoint')}"
     )
 
 

@@ -54,6 +54,11 @@ def text(value: object) -> str:
     return escape("".join(c if c.isprintable() else "�" for c in shown))
 
 
+def counted(count: int, what: str) -> str:
+    """So many of them: ``1 problem``, ``2 problems``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], how: Format, empty: str) -> None:
     """Print a list of things."""
     if how is Format.JSON:

@@ -77,6 +77,7 @@ class Verification:
         self._cuts = dict(source.cuts)
         self._imported: dict[str, int] = {}
         self._ms, self._epoch = 0, 0
+        self._stopped = False  # before the end, over what was found: of what comes after nothing is known
         if first > 1 and source.tree is not None:
             self._tree.append(source.tree.leaves(0, min(first - 1, source.tree.size)))
 
@@ -93,8 +94,10 @@ class Verification:
                     self._take(batch)
                     batch = []
                     if len(self.report.problems) >= SHOWN:
+                        self._stopped = True
                         break
         except RecordDamaged as error:
+            self._stopped = True
             self._take(batch)
             batch = []
             self.bad(self.report.last + 1, "", error.what)
@@ -275,7 +278,7 @@ class Verification:
         for claimed, root, seq, position in self._claimed:
             if claimed >= seq or self._tree.root(min(claimed, size)).hex() != root:
                 self.bad(seq, position, f"the tree over {claimed} events is not the one that was signed")
-        checkpoints = self._checkpoints(size if whole else None)
+        checkpoints = self._checkpoints(size if whole and not self._stopped else None)
         wrong = [point for _, point in checkpoints if self._tree.root(point.size) != point.root]
         first = min(wrong, key=lambda point: point.size, default=None)
         for note, point in checkpoints:
@@ -300,7 +303,7 @@ class Verification:
         """Those that say something of these events.
 
         Args:
-            end: size that the log has; None: more of it may be there than was asked for.
+            end: size that the log has; None: more of it may be there than was looked at.
         """
         found: list[tuple[Note, Checkpoint]] = []
         seen: set[str] = set()

@@ -68,6 +68,24 @@ def test_an_export_carries_everything_to_another_folder(workspace: Path, tmp_pat
         other.close()
 
 
+def test_of_an_export_that_cannot_be_read_on_the_place_is_named_and_not_what_comes_of_it(
+    site: Site, tmp_path: Path
+) -> None:
+    born(site, "job-1", "job-2")
+    made = export(site, tmp_path / "all.jsonl")
+    lines = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
+    event = json.loads(lines[2])
+    event["data"]["body"]["app"] = "another"
+    lines[2] = json.dumps(event) + "\n"
+    (tmp_path / "bad.jsonl").write_text("".join(lines))
+    report = verify_export(ExportFile(tmp_path / "bad.jsonl"))
+    assert report.verdict == "DAMAGED"
+    assert report.last < made.events
+    (problem,) = report.problems
+    assert problem.seq == report.last + 1
+    assert "is not what is stored of it" in problem.what
+
+
 @pytest.mark.parametrize("how", ["cut", "edit", "shown", "swap", "rubbish"])
 def test_an_export_that_was_tampered_with_is_not_taken_in(site: Site, tmp_path: Path, how: str) -> None:
     born(site, "job-1", "job-2")

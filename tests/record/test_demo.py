@@ -31,7 +31,11 @@ def test_the_demo_ends_with_a_changed_copy_found_and_its_record_is_carried_away(
     assert demo.returncode == 0, demo
     assert "WITNESSED site-1" in demo.stdout
     assert "cosigned by server" in demo.stdout
-    assert re.search(r"DAMAGED changed\.jsonl", demo.stdout)
+    named = r"DAMAGED changed\.jsonl.*\n +event (\d+): what is to be read of event \d+-(\d+) is not what is stored"
+    found = re.search(named, demo.stdout)
+    assert found, demo.stdout
+    assert found[1] == found[2], "the event that was changed is the first that is named"
+    assert "was cut" not in demo.stdout
     script = [line[2:].partition("  #")[0] for line in block("console", "flightlog import").splitlines()]
     told = subprocess.run(
         ["bash", "-ec", "\n".join(script)],
