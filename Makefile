@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests
 # Each has a target of its own: they need a browser, or minutes.
-APART  := tests/faults tests/browser tests/status tests/contract tests/compose tests/record
+SHELL_TESTS := $(wildcard tests/integration/test_cli*.py tests/integration/test_docs*.py tests/integration/test_readme.py)
+APART  := tests/faults tests/browser tests/status tests/contract tests/compose tests/record $(SHELL_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-fast test-browser test-api test-record test-histories compose-test screenshots lint docs bench lock soak clean
+.PHONY: help setup demo test test-shell test-faults test-fast test-browser test-api test-record test-histories compose-test screenshots lint docs bench lock soak clean
 
 help: ## this manual
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ demo: $(STAMP) ## train one model on three sites of this machine, and show what 
 
 test: $(STAMP) ## units, and the site as it is used: real servers, real processes
 	$(BIN)/python -P -m pytest -n 5 --dist worksteal $(TESTS) $(APART:%=--ignore %)
+
+test-shell: $(STAMP) ## the command line, as it is typed, and what README and docs say can be
+	$(BIN)/python -P -m pytest -n 4 --dist worksteal $(SHELL_TESTS)
 
 test-faults: $(STAMP) ## real kills of real processes, and a seeded slice of the soak
 	$(BIN)/python -P -m pytest -n 3 --dist worksteal tests/faults
