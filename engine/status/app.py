@@ -24,8 +24,8 @@ from engine.status.guard import SAFE, Guard
 from engine.status.pages.answers import page_or_problem
 from engine.status.pages.routes import router as pages
 from engine.status.problems import MEDIA, from_http, from_validation
+from engine.status.quick import Quick
 from engine.status.routes import commands, events, jobs, site
-from engine.status.routes.quick import Quick
 from events.errors import FlightlogError
 
 log = logging.getLogger("flightlog.status")
